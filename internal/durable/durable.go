@@ -1,0 +1,95 @@
+// Package durable writes small files so that a power cut leaves the old or the
+// new one, never a mixture.
+//
+// It is not for files that grow or are read while they are being written.
+package durable
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/internal/crash"
+)
+
+// Write replaces path by data: it writes a temporary file beside it, syncs it,
+// renames it over path and syncs the directory (rename(2) replaces atomically;
+// only fsync of the directory makes the new name last, open(2) NOTES). On error
+// path is as it was. The mode of a new file is 0600.
+func Write(path string, data []byte) error {
+	if err := Stage(path, data, true); err != nil {
+		return err
+	}
+	return Publish(path)
+}
+
+// Stage writes the temporary file that Publish will rename, and syncs it when
+// sync is set. A caller that syncs the whole filesystem before it calls
+// Publish passes false and saves one flush.
+func Stage(path string, data []byte, sync bool) (err error) {
+	tmp := path + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, ignoreGone(os.Remove(tmp)))
+		}
+	}()
+	if _, err := f.Write(data); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if sync {
+		if err := f.Sync(); err != nil {
+			return errors.Join(err, f.Close())
+		}
+	}
+	return f.Close()
+}
+
+// Publish renames the staged file over path and syncs the directory.
+func Publish(path string) error {
+	crash.Point("durable.staged." + filepath.Base(path))
+	if err := os.Rename(path+".tmp", path); err != nil {
+		return errors.Join(err, ignoreGone(os.Remove(path+".tmp")))
+	}
+	crash.Point("durable.renamed." + filepath.Base(path))
+	return SyncDir(filepath.Dir(path))
+}
+
+// SyncDir makes the names in dir last.
+func SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	if err := d.Sync(); err != nil {
+		return errors.Join(fmt.Errorf("sync %s: %w", dir, err), d.Close())
+	}
+	return d.Close()
+}
+
+// SyncFilesystem writes everything dirty on the filesystem that holds dir
+// (syncfs(2)).
+func SyncFilesystem(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		return errors.Join(&fs.PathError{Op: "syncfs", Path: dir, Err: err}, d.Close())
+	}
+	return d.Close()
+}
+
+func ignoreGone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}

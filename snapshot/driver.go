@@ -1,0 +1,98 @@
+package snapshot
+
+import (
+	"context"
+	"io"
+)
+
+// Driver makes one tree show what the record says, and keeps the layers.
+//
+// Vocabulary: a layer is open while it takes the tree's writes and sealed once
+// another view has been shown above it. A sealed layer never changes. A driver
+// serves one tree; its methods are called by one goroutine at a time, under the
+// tree's lock.
+//
+// Every method is repeatable: killed anywhere and called again with the same
+// arguments, it finishes the job. A method that returns an error has left the
+// tree showing what it showed before.
+type Driver interface {
+	// Name is kept in the record: a stack is only ever opened with the driver
+	// that made it.
+	Name() string
+
+	// Shown says which open layer the tree shows: "" when it is a plain
+	// directory. It costs microseconds and is asked before every command.
+	Shown(ctx context.Context) (LayerID, error)
+
+	// Show makes the tree show exactly v, and collects what changes from then
+	// on in v.Open, which it makes if it does not exist. Whoever looks at the
+	// tree sees the old view or the new one, never base and never nothing, where
+	// the driver can (Transition.Gap tells otherwise).
+	//
+	// The old open layer, if it is among v.Layers, is sealed; else it and every
+	// layer not in v stay on disk, unseen, until Discard. A process that holds
+	// the shown tree in a way that would split it from the new view makes Show
+	// fail with CodeTreeBusy and the holders' names.
+	Show(ctx context.Context, v View) (Transition, error)
+
+	// Hide makes the tree a plain directory again. It may be called only when
+	// the record lists no layer. Busy as in Show.
+	Hide(ctx context.Context) error
+
+	// Dirty says whether anything in the tree has changed since v was shown.
+	// A driver that must look for changes records them in v.Open before it
+	// answers, completely and durably or not at all.
+	Dirty(ctx context.Context, v View) (bool, error)
+
+	// Changes calls visit for every path that layers (oldest first) changed on
+	// top of below, in byte order of Path. Net changes only: a file that one
+	// layer adds and a later one removes is not named.
+	Changes(ctx context.Context, below, layers []LayerID, visit func(Change) error) error
+
+	// Open reads the regular file or symbolic link (its target) at path, below
+	// the tree, as base and layers have it.
+	Open(ctx context.Context, layers []LayerID, path string) (io.ReadCloser, error)
+
+	// Holders names the processes that would make Show fail now.
+	Holders(ctx context.Context) ([]Holder, error)
+
+	// Sync returns when everything written to the tree so far, and to the
+	// record's directory where that is the same filesystem, is on disk.
+	Sync(ctx context.Context) error
+
+	// Discard gives a layer up that no view uses any more. It returns at once;
+	// the space is given back later. No error if it is not there.
+	Discard(ctx context.Context, id LayerID) error
+
+	// Layers lists what is on disk, in no order.
+	Layers(ctx context.Context) ([]LayerID, error)
+
+	// Usage is the disk space that one layer takes.
+	Usage(ctx context.Context, id LayerID) (Usage, error)
+
+	// Depth is the number of layers that Show would stack for v, and Limit the
+	// most it can.
+	Depth(v View) (depth, limit int)
+
+	// Close gives back what the driver holds in this process. The tree goes on
+	// showing what it shows.
+	Close() error
+}
+
+// Transition tells what a Show did.
+type Transition struct {
+	// Swapped is false when the tree showed the view already.
+	Swapped bool
+	// Late is true when the old open layer, clean when it was checked last, was
+	// written to in the moment before it went: the writes are in that layer.
+	Late bool
+	// Stale are processes that hold files from before the tree was first
+	// shown: what they write goes to base, unseen.
+	Stale []Holder
+}
+
+// Usage is disk space.
+type Usage struct {
+	Bytes  int64 `json:"bytes"`  // allocated blocks, not lengths
+	Inodes int64 `json:"inodes"` // entries
+}

@@ -1,0 +1,137 @@
+package snapshot
+
+import (
+	"fmt"
+	"iter"
+	"slices"
+	"strings"
+)
+
+// Chain yields the entries from the given one down to base, newest first. It
+// stops at the first error, which it yields.
+func (r *Record) Chain(from ID) iter.Seq2[Snapshot, error] {
+	return func(yield func(Snapshot, error) bool) {
+		for id := from; id != ""; {
+			s, err := r.Snapshot(id)
+			if !yield(s, err) || err != nil {
+				return
+			}
+			id = s.Parent
+		}
+	}
+}
+
+// Layers are the layers of the entries from base up to and with the given
+// one, oldest first, each once.
+func (r *Record) Layers(top ID) ([]LayerID, error) {
+	var layers []LayerID
+	for s, err := range r.Chain(top) {
+		if err != nil {
+			return nil, err
+		}
+		if s.Layer != "" && (len(layers) == 0 || layers[len(layers)-1] != s.Layer) {
+			layers = append(layers, s.Layer)
+		}
+	}
+	slices.Reverse(layers)
+	return layers, nil
+}
+
+// View is what the tree shows when head is h. While the top entry shares the
+// open layer, that layer is not among the sealed ones.
+func (r *Record) View(h Head) (View, error) {
+	layers, err := r.Layers(h.Snapshot)
+	if n := len(layers); n > 0 && layers[n-1] == h.Open {
+		layers = layers[:n-1]
+	}
+	return View{Layers: layers, Open: h.Open}, err
+}
+
+// Resolve finds the one snapshot whose id begins with prefix.
+func (r *Record) Resolve(prefix string) (ID, error) {
+	prefix = strings.ToLower(prefix)
+	if !validID(prefix) {
+		return "", &Error{
+			Code: CodeUnknownSnapshot, Msg: fmt.Sprintf("%q is not a snapshot id", prefix),
+			Hint: "ids are hexadecimal digits and dashes; deployx log lists them",
+		}
+	}
+	all, err := r.All()
+	if err != nil {
+		return "", err
+	}
+	var found []string
+	for _, id := range all {
+		if strings.HasPrefix(string(id), prefix) {
+			found = append(found, string(id))
+		}
+	}
+	switch len(found) {
+	case 1:
+		return ID(found[0]), nil
+	case 0:
+		return "", &Error{
+			Code: CodeUnknownSnapshot, Msg: fmt.Sprintf("no snapshot begins with %q", prefix),
+			Hint: "deployx log --all lists them",
+		}
+	}
+	return "", &Error{
+		Code: CodeUnknownSnapshot, Msg: fmt.Sprintf("%d snapshots begin with %q", len(found), prefix),
+		Candidates: found[:min(len(found), 10)], Hint: "give more of the id",
+	}
+}
+
+// Above lists the applied entries from the top down to and with id, newest
+// first: what rolling back to id drops. When id shares its layer with older
+// entries they are one rollback point, and Above goes down to the oldest.
+// CodeUnknownSnapshot if id is not applied.
+func (r *Record) Above(id ID) ([]Snapshot, error) {
+	var dropped []Snapshot
+	var target *Snapshot
+	for s, err := range r.Chain(r.head.Snapshot) {
+		if err != nil {
+			return nil, err
+		}
+		if target != nil && (s.Layer == "" || s.Layer != target.Layer) {
+			return dropped, nil
+		}
+		dropped = append(dropped, s)
+		if s.ID == id {
+			target = &s
+		}
+	}
+	if target != nil {
+		return dropped, nil
+	}
+	return nil, r.notApplied(id)
+}
+
+func (r *Record) notApplied(id ID) error {
+	if _, err := r.Snapshot(id); err != nil {
+		return err
+	}
+	return &Error{
+		Code: CodeUnknownSnapshot, Msg: fmt.Sprintf("snapshot %s has been rolled back already", id),
+		Hint: "deployx log --all shows it; deployx redo brings the newest rollback back",
+	}
+}
+
+// FirstOfBatch finds the oldest applied command of a batch.
+func (r *Record) FirstOfBatch(batch string) (ID, error) {
+	var first ID
+	for s, err := range r.Chain(r.head.Snapshot) {
+		if err != nil {
+			return "", err
+		}
+		if s.BatchID == batch && s.Kind == KindCommand {
+			first = s.ID
+		}
+	}
+	if first == "" {
+		return "", &Error{
+			Code: CodeUnknownBatch, Msg: fmt.Sprintf("no applied command belongs to batch %q", batch),
+			Hint: "deployx log shows the batch of each command",
+		}
+	}
+	return first, nil
+}

@@ -1,0 +1,212 @@
+package snapshot
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"deployx/internal/crash"
+	"deployx/internal/durable"
+)
+
+// Head names the top of the history. Replacing it by rename is the one moment
+// at which a command, a rollback or a redo takes place.
+type Head struct {
+	Version int    `json:"version"`
+	Seq     uint64 `json:"seq"` // moves so far
+
+	// Snapshot is the newest entry that is applied; "" is base.
+	Snapshot ID `json:"head,omitempty"`
+	// Open is the layer that takes the tree's writes; "" when the tree is a
+	// plain directory.
+	Open LayerID `json:"open,omitempty"`
+	// Context is the hash of the shell's context now.
+	Context string `json:"context,omitempty"`
+	// Redo are the tops that rollbacks left behind, oldest rollback first.
+	Redo []Frame `json:"redo,omitempty"`
+}
+
+// Frame is a top that a rollback left: where redo goes.
+type Frame struct {
+	Snapshot ID     `json:"head"`
+	Context  string `json:"context,omitempty"`
+}
+
+// Record is the history of one tree, in one directory:
+//
+//	HEAD       where the tree stands (Head)
+//	running    the command that was started last (see Begin)
+//	ID.json    one Snapshot each, never changed
+//
+// Reading needs no lock: HEAD is replaced whole and the rest never changes.
+// Writing needs the tree's lock.
+type Record struct {
+	dir  string
+	head Head
+}
+
+// OpenRecord reads the record in dir; an empty or missing directory is an
+// empty history. A file that is of another version or does not parse is named
+// in the error, and nothing is touched.
+func OpenRecord(dir string) (*Record, error) {
+	r := &Record{dir: dir}
+	if err := r.Reload(); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Reload reads HEAD again, for another process may have moved it.
+func (r *Record) Reload() error {
+	h := Head{Version: Version}
+	err := readJSON(filepath.Join(r.dir, "HEAD"), &h)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := checkVersion(filepath.Join(r.dir, "HEAD"), h.Version); err != nil {
+		return err
+	}
+	r.head = h
+	return nil
+}
+
+// Head is where the tree stands, as read or moved last.
+func (r *Record) Head() Head {
+	h := r.head
+	h.Redo = append([]Frame(nil), h.Redo...)
+	return h
+}
+
+// Move makes h the head, durably. On error the old head stands.
+func (r *Record) Move(h Head) error { return r.Commit(h, nil) }
+
+// Commit writes the entries that are new and then moves the head to h,
+// durably: entries and head are staged, flush (the driver's Sync, which also
+// flushes this directory) makes them and the layers last, the renames follow,
+// and one sync of the directory ends it. A nil flush syncs the staged files
+// one by one and no layer. On error the old head stands.
+func (r *Record) Commit(h Head, flush func() error, entries ...Snapshot) error {
+	h.Version, h.Seq = Version, r.head.Seq+1
+	if err := os.MkdirAll(r.dir, 0o700); err != nil {
+		return err
+	}
+	for _, s := range entries {
+		s.Version = Version
+		if err := r.stage(string(s.ID)+".json", s, flush == nil); err != nil {
+			return fmt.Errorf("write snapshot: %w", err)
+		}
+	}
+	if err := r.stage("HEAD", h, flush == nil); err != nil {
+		return fmt.Errorf("write head: %w", err)
+	}
+	crash.Point("record.staged")
+	if flush != nil {
+		if err := flush(); err != nil {
+			return fmt.Errorf("sync layer: %w", err)
+		}
+	}
+	crash.Point("record.flushed")
+	for _, s := range entries {
+		name := filepath.Join(r.dir, string(s.ID)+".json")
+		if err := os.Rename(name+".tmp", name); err != nil {
+			return err
+		}
+	}
+	if err := durable.Publish(filepath.Join(r.dir, "HEAD")); err != nil {
+		return errors.Join(fmt.Errorf("move head: %w", err), r.Reload())
+	}
+	r.head = h
+	crash.Point("record.moved")
+	return nil
+}
+
+func (r *Record) stage(name string, v any, sync bool) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return durable.Stage(filepath.Join(r.dir, name), append(b, '\n'), sync)
+}
+
+// Snapshot reads one entry.
+func (r *Record) Snapshot(id ID) (Snapshot, error) {
+	if !validID(string(id)) {
+		return Snapshot{}, &Error{Code: CodeUnknownSnapshot, Msg: fmt.Sprintf("%q is not a snapshot id", id)}
+	}
+	var s Snapshot
+	name := filepath.Join(r.dir, string(id)+".json")
+	switch err := readJSON(name, &s); {
+	case errors.Is(err, fs.ErrNotExist):
+		return s, &Error{
+			Code: CodeUnknownSnapshot, Msg: fmt.Sprintf("there is no snapshot %s", id),
+			Hint: "deployx log lists them",
+		}
+	case err != nil:
+		return s, err
+	}
+	return s, checkVersion(name, s.Version)
+}
+
+// All lists the ids of every entry on disk, oldest first, applied or not.
+func (r *Record) All() ([]ID, error) {
+	names, err := os.ReadDir(r.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var ids []ID
+	for _, n := range names { // sorted by name, so by time
+		if id, ok := strings.CutSuffix(n.Name(), ".json"); ok && validID(id) {
+			ids = append(ids, ID(id))
+		}
+	}
+	return ids, nil
+}
+
+// Remove forgets entries. They must not be applied.
+func (r *Record) Remove(ids ...ID) error {
+	for _, id := range ids {
+		err := os.Remove(filepath.Join(r.dir, string(id)+".json"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// validID holds for whole ids and prefixes: hexadecimal digits and dashes.
+func validID(s string) bool {
+	return s != "" && len(s) <= 36 && strings.Trim(s, "0123456789abcdef-") == ""
+}
+
+func readJSON(name string, v any) error {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	if err := json.NewDecoder(bytes.NewReader(b)).Decode(v); err != nil {
+		return &Error{
+			Code: CodeInternal, Msg: fmt.Sprintf("%s does not parse", name), Err: err,
+			Hint: "nothing was touched; put the file back from a backup, or move the tree's state directory aside to start anew from what is in the tree's base",
+		}
+	}
+	return nil
+}
+
+func checkVersion(name string, v int) error {
+	if v == Version {
+		return nil
+	}
+	return &Error{
+		Code: CodeUnsupported,
+		Msg:  fmt.Sprintf("%s has version %d, this deployx knows version %d", name, v, Version),
+		Hint: "use the deployx that wrote it; nothing was touched",
+	}
+}

@@ -1,0 +1,311 @@
+package overlay
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/snapshot"
+)
+
+// Changes compares the view of below with that of below and layers, wherever
+// one of layers has an entry. See snapshot.Driver.
+func (d *Driver) Changes(ctx context.Context, below, layers []snapshot.LayerID, visit func(snapshot.Change) error) error {
+	if len(layers) == 0 {
+		return nil
+	}
+	after, err := d.view(append(slices.Clone(below), layers...))
+	if err != nil {
+		return err
+	}
+	defer after.close()
+	after.split = len(layers)
+	before, err := d.view(below)
+	if err != nil {
+		return err
+	}
+	defer before.close()
+	c := comparison{ctx: ctx, before: before, split: len(layers), visit: visit, moved: map[string]bool{}}
+	a, err := after.root()
+	if err != nil {
+		return err
+	}
+	defer a.close()
+	b, err := before.root()
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	if err := c.findMoves(a, "."); err != nil {
+		return err
+	}
+	if err := c.directory(a, b, "."); err != nil {
+		return err
+	}
+	return c.inside(a, b, ".")
+}
+
+type comparison struct {
+	ctx    context.Context
+	before *merged
+	split  int
+	visit  func(snapshot.Change) error
+	moved  map[string]bool // paths before that live on elsewhere
+}
+
+// findMoves collects the directories that were renamed: overlayfs leaves the
+// old path in the new directory's redirect.
+func (c *comparison) findMoves(a *entry, path string) error {
+	names, err := a.dir.names(c.split)
+	if err != nil {
+		return err
+	}
+	for name := range names {
+		e, err := a.dir.lookup(name, false)
+		if err != nil {
+			return err
+		}
+		if e != nil && e.dir != nil && e.layer < c.split {
+			if from := c.renamedFrom(e, a, name); from != "" {
+				c.moved[from] = true
+			}
+			err = c.findMoves(e, join(path, name))
+		}
+		e.close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// renamedFrom is the old path of a directory that was renamed; "" if it was
+// not.
+func (c *comparison) renamedFrom(e, parent *entry, name string) string {
+	parts := e.dir.parts
+	if parts[len(parts)-1].layer < c.split || e.dir.origin == join(parent.dir.origin, name) {
+		return ""
+	}
+	return e.dir.origin
+}
+
+// A step is what is to be done at one place in the order of paths: a name's
+// own entry, or the inside of a directory, which sorts by name and slash.
+type step struct {
+	key string
+	do  func() error
+}
+
+// inside compares the entries of two directories. b is nil where there was
+// none before.
+func (c *comparison) inside(a, b *entry, path string) error {
+	if err := c.ctx.Err(); err != nil {
+		return err
+	}
+	names, err := c.candidates(a, b)
+	if err != nil {
+		return err
+	}
+	var steps []step
+	for name := range names {
+		steps = append(steps, step{name, nil}, step{name + "/", nil})
+	}
+	slices.SortFunc(steps, func(x, y step) int { return strings.Compare(x.key, y.key) })
+	later := map[string]func() error{}
+	for _, s := range steps {
+		name, isInside := strings.CutSuffix(s.key, "/")
+		if !isInside {
+			more, err := c.name(a, b, name, join(path, name))
+			if err != nil {
+				return err
+			}
+			if more != nil {
+				later[name] = more
+			}
+			continue
+		}
+		if more := later[name]; more != nil {
+			delete(later, name)
+			if err := more(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// candidates are the names that can differ: those that the change's layers
+// hold, and where nothing from below shows through, those that were there.
+func (c *comparison) candidates(a, b *entry) (map[string]bool, error) {
+	if a == nil {
+		return b.dir.names(-1)
+	}
+	names, err := a.dir.names(c.split)
+	if err != nil {
+		return nil, err
+	}
+	parts := a.dir.parts
+	if b == nil || parts[len(parts)-1].layer >= c.split && a.dir.origin == b.dir.origin {
+		return names, nil
+	}
+	was, err := b.dir.names(-1)
+	for n := range was {
+		names[n] = true
+	}
+	return names, err
+}
+
+// name compares one name and returns what is to be done inside it, if it is or
+// was a directory.
+func (c *comparison) name(a, b *entry, name, path string) (inside func() error, err error) {
+	x, y, from, err := c.pair(a, b, name)
+	if err != nil {
+		x.close()
+		y.close()
+		return nil, err
+	}
+	if err := c.entry(x, y, path, from); err != nil || !isDir(x) && !isDir(y) {
+		x.close()
+		y.close()
+		return nil, err
+	}
+	return func() error {
+		defer x.close()
+		defer y.close()
+		if !isDir(x) {
+			return c.inside(nil, y, path)
+		}
+		if !isDir(y) {
+			return c.inside(x, nil, path)
+		}
+		return c.inside(x, y, path)
+	}, nil
+}
+
+func isDir(e *entry) bool { return e != nil && e.dir != nil }
+
+// pair finds what a name stands for after and before. A directory that came
+// from elsewhere is paired with what it was there; one that went elsewhere is
+// no counterpart.
+func (c *comparison) pair(a, b *entry, name string) (x, y *entry, from string, err error) {
+	if a != nil {
+		if x, err = a.dir.lookup(name, true); err != nil {
+			return x, nil, "", err
+		}
+		if isDir(x) {
+			from = c.renamedFrom(x, a, name)
+		}
+	}
+	if from != "" {
+		y, err = c.before.resolve(from, true)
+		return x, y, from, err
+	}
+	if b == nil {
+		return x, nil, "", nil
+	}
+	y, err = b.dir.lookup(name, true)
+	if isDir(y) && c.moved[y.dir.origin] {
+		y.close()
+		y = nil
+	}
+	return x, y, "", err
+}
+
+// entry tells what happened to one path, if anything did.
+func (c *comparison) entry(x, y *entry, path, from string) error {
+	switch {
+	case x == nil && y == nil:
+		return nil
+	case x == nil:
+		return c.tell(snapshot.ChangeDeleted, y, path, "")
+	case y == nil:
+		return c.tell(snapshot.ChangeAdded, x, path, "")
+	case from != "":
+		return c.tell(snapshot.ChangeRenamed, x, path, from)
+	case fileType(x) != fileType(y):
+		return c.tell(snapshot.ChangeType, x, path, "")
+	case isDir(x):
+		return c.directory(x, y, path)
+	}
+	kind, err := compareFiles(x, y)
+	if err != nil || kind == "" {
+		return err
+	}
+	return c.tell(kind, x, path, "")
+}
+
+func (c *comparison) directory(x, y *entry, path string) error {
+	same, err := sameAttributes(x, y, false)
+	if err != nil || same {
+		return err
+	}
+	return c.tell(snapshot.ChangeMetadata, x, path, "")
+}
+
+func (c *comparison) tell(kind snapshot.ChangeKind, e *entry, path, from string) error {
+	size := e.st.Size
+	if e.dir != nil {
+		size = 0 // a directory's size is the file system's business
+	}
+	return c.visit(snapshot.Change{
+		Path: path, From: from, Kind: kind, Type: fileType(e),
+		Mode: e.st.Mode & 0o7777, UID: e.st.Uid, GID: e.st.Gid, Size: size,
+	})
+}
+
+func fileType(e *entry) snapshot.FileType {
+	switch e.st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return snapshot.TypeDir
+	case unix.S_IFLNK:
+		return snapshot.TypeSymlink
+	case unix.S_IFIFO:
+		return snapshot.TypeFifo
+	case unix.S_IFSOCK:
+		return snapshot.TypeSocket
+	case unix.S_IFCHR:
+		return snapshot.TypeChar
+	case unix.S_IFBLK:
+		return snapshot.TypeBlock
+	}
+	return snapshot.TypeFile
+}
+
+// Open reads a file or a link's target as the view of layers has it.
+func (d *Driver) Open(_ context.Context, layers []snapshot.LayerID, path string) (io.ReadCloser, error) {
+	v, err := d.view(layers)
+	if err != nil {
+		return nil, err
+	}
+	defer v.close()
+	e, err := v.resolve(path, true)
+	if err != nil {
+		return nil, err
+	}
+	if e == nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
+	}
+	defer e.close()
+	switch fileType(e) {
+	case snapshot.TypeFile:
+		return os.Open(fdName(e.bytes()))
+	case snapshot.TypeSymlink:
+		target, err := readlink(e.f)
+		return io.NopCloser(strings.NewReader(target)), err
+	}
+	return nil, &fs.PathError{Op: "open", Path: path, Err: fmt.Errorf("neither a file nor a symbolic link")}
+}
+
+// bytes is where a file's content is.
+func (e *entry) bytes() *os.File {
+	if e.data != nil {
+		return e.data
+	}
+	return e.f
+}

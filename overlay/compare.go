@@ -1,0 +1,136 @@
+package overlay
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/snapshot"
+)
+
+// compareFiles tells how two entries of one type, not directories, differ; ""
+// if they do not.
+func compareFiles(x, y *entry) (snapshot.ChangeKind, error) {
+	same, err := sameContent(x, y)
+	if err != nil {
+		return "", err
+	}
+	if !same {
+		return snapshot.ChangeModified, nil
+	}
+	same, err = sameAttributes(x, y, true)
+	if err != nil || same {
+		return "", err
+	}
+	return snapshot.ChangeMetadata, nil
+}
+
+// sameAttributes compares mode, owner, extended attributes and, if asked to,
+// the time of modification. A directory's time is left out: it changes with
+// every entry.
+func sameAttributes(x, y *entry, times bool) (bool, error) {
+	if x.st.Mode != y.st.Mode || x.st.Uid != y.st.Uid || x.st.Gid != y.st.Gid {
+		return false, nil
+	}
+	if times && x.st.Mtim != y.st.Mtim {
+		return false, nil
+	}
+	a, err := xattrs(x.f)
+	if err != nil {
+		return false, err
+	}
+	b, err := xattrs(y.f)
+	return sameXattrs(a, b), err
+}
+
+func sameContent(x, y *entry) (bool, error) {
+	switch fileType(x) {
+	case snapshot.TypeFile:
+		return sameBytes(x, y)
+	case snapshot.TypeSymlink:
+		a, err := readlink(x.f)
+		if err != nil {
+			return false, err
+		}
+		b, err := readlink(y.f)
+		return a == b, err
+	case snapshot.TypeChar, snapshot.TypeBlock:
+		return x.st.Rdev == y.st.Rdev, nil
+	}
+	return true, nil
+}
+
+func readlink(f *os.File) (string, error) {
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(int(f.Fd()), "", buf)
+	if err != nil {
+		return "", &fs.PathError{Op: "readlink", Path: f.Name(), Err: err}
+	}
+	return string(buf[:n]), nil
+}
+
+// sameBytes reads two files of one length side by side and stops at the first
+// difference. What is a hole in both is not read.
+func sameBytes(x, y *entry) (bool, error) {
+	var s, t unix.Stat_t
+	if err := errors.Join(unix.Fstat(int(x.bytes().Fd()), &s), unix.Fstat(int(y.bytes().Fd()), &t)); err != nil {
+		return false, err
+	}
+	if s.Dev == t.Dev && s.Ino == t.Ino {
+		return true, nil
+	}
+	if x.st.Size != y.st.Size {
+		return false, nil
+	}
+	a, err := os.Open(fdName(x.bytes()))
+	if err != nil {
+		return false, err
+	}
+	defer a.Close() //nolint:errcheck // read only
+	b, err := os.Open(fdName(y.bytes()))
+	if err != nil {
+		return false, err
+	}
+	defer b.Close() //nolint:errcheck // read only
+	return sameFiles(a, b, x.st.Size)
+}
+
+func sameFiles(a, b *os.File, size int64) (bool, error) {
+	buf := make([]byte, 256<<10)
+	for at := int64(0); at < size; {
+		at = min(nextData(a, at, size), nextData(b, at, size))
+		n := int(min(int64(len(buf)/2), size-at))
+		if n == 0 {
+			break
+		}
+		p, q := buf[:n], buf[len(buf)/2:][:n]
+		if _, err := a.ReadAt(p, at); err != nil && !errors.Is(err, io.EOF) {
+			return false, err
+		}
+		if _, err := b.ReadAt(q, at); err != nil && !errors.Is(err, io.EOF) {
+			return false, err
+		}
+		if !bytes.Equal(p, q) {
+			return false, nil
+		}
+		at += int64(n)
+	}
+	return true, nil
+}
+
+// nextData skips a hole (lseek(2), SEEK_DATA); a file system that does not
+// know holes says that all is data.
+func nextData(f *os.File, at, size int64) int64 {
+	n, err := f.Seek(at, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) {
+		return size
+	}
+	if err != nil {
+		return at
+	}
+	return n
+}

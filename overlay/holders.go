@@ -1,0 +1,378 @@
+package overlay
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/snapshot"
+)
+
+// A hold is one way in which one process holds the shown tree. Hard holds
+// would split their process from the next view: it would go on writing, or
+// creating by a relative path, where nobody looks any more. A file that is only
+// read is a soft hold and no hindrance: overlayfs itself leaves such files on
+// the old data after a copy-up.
+type hold struct {
+	snapshot.Holder
+	link string // what to look at again, below /proc
+	stat unix.Statx_t
+	info string // fdinfo: a position that moves tells a passer-by
+}
+
+// patience and pause bound the second looks at a hold. Someone who lists a
+// directory or appends a line is gone, or has moved on, in one of them; a
+// service that keeps a descriptor is there in all.
+const (
+	holdLooks = 25
+	holdPause = 200 * time.Microsecond
+)
+
+// Holders names the processes that hold the shown tree so that a swap would
+// split them from it.
+func (d *Driver) Holders(ctx context.Context) ([]snapshot.Holder, error) {
+	open, err := d.Shown(ctx)
+	if err != nil || open == "" {
+		return nil, err
+	}
+	for range holdLooks {
+		busy, err := d.probe()
+		if err != nil || !busy {
+			return nil, err
+		}
+		holds, soft, err := d.scan()
+		if err != nil {
+			return nil, err
+		}
+		if stay := staying(holds); len(stay) > 0 {
+			return stay, nil
+		}
+		if len(holds) > 0 || soft {
+			return nil, nil
+		}
+		time.Sleep(holdPause)
+	}
+	return []snapshot.Holder{{Name: "kernel", How: "holds the mount without a process (a loop device, swap, an export, a descriptor in flight, or another mount namespace)"}}, nil
+}
+
+func (d *Driver) refuseHolders(ctx context.Context) error {
+	h, err := d.Holders(ctx)
+	if err != nil || len(h) == 0 {
+		return err
+	}
+	return d.heldBy(h, nil)
+}
+
+func (d *Driver) heldBy(h []snapshot.Holder, cause error) error {
+	return &snapshot.Error{
+		Code: snapshot.CodeTreeBusy, Msg: fmt.Sprintf("%q is in use", d.tree), Err: cause, Holders: h,
+		Hint: "stop these processes, move them out of the tree (cd /), or let deployx stop them with --on-pinned stop",
+	}
+}
+
+// busy makes the error of a swap that the kernel did not agree to, with
+// whoever can be found to be the reason.
+func (d *Driver) busy(ctx context.Context, cause error) error {
+	if !errors.Is(cause, unix.EBUSY) {
+		return cause
+	}
+	holds, _, err := d.scan()
+	var h []snapshot.Holder
+	for _, x := range holds {
+		h = append(h, x.Holder)
+	}
+	return errors.Join(d.heldBy(h, cause), err, ctx.Err())
+}
+
+// probe asks the kernel whether anybody in this namespace holds the mount:
+// umount2(2) with MNT_EXPIRE marks an idle mount and says EAGAIN, and a second
+// such call would unmount it. So the mark is cleared before, in case a killed
+// process left it, and after.
+func (d *Driver) probe() (busy bool, err error) {
+	if err := d.touch(); err != nil {
+		return false, err
+	}
+	err = unix.Unmount(d.tree, unix.MNT_EXPIRE|unix.UMOUNT_NOFOLLOW)
+	if e := d.touch(); e != nil {
+		return false, e
+	}
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		return false, nil
+	case errors.Is(err, unix.EBUSY):
+		return true, nil
+	case err == nil:
+		return false, fmt.Errorf("the expiry probe unmounted %q", d.tree)
+	}
+	return false, &fs.PathError{Op: "umount2 MNT_EXPIRE", Path: d.tree, Err: err}
+}
+
+// touch opens and closes the root, which clears the expiry mark.
+func (d *Driver) touch() error {
+	f, err := openDir(d.tree)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// staying looks again at holds until each has gone or moved, and returns those
+// that did neither.
+func staying(holds []hold) []snapshot.Holder {
+	for range holdLooks {
+		if len(holds) == 0 {
+			return nil
+		}
+		time.Sleep(holdPause)
+		var rest []hold
+		for _, h := range holds {
+			if h.still() {
+				rest = append(rest, h)
+			}
+		}
+		holds = rest
+	}
+	var stay []snapshot.Holder
+	for _, h := range holds {
+		stay = append(stay, h.Holder)
+	}
+	return stay
+}
+
+func (h hold) still() bool {
+	if h.link == "" {
+		return processAlive(h.PID)
+	}
+	st, err := statLink(h.link)
+	if err != nil || st.Mnt_id != h.stat.Mnt_id || st.Ino != h.stat.Ino {
+		return false
+	}
+	return h.info == fdInfo(h.link)
+}
+
+func processAlive(pid int) bool {
+	_, err := os.Stat(filepath.Join("/proc", strconv.Itoa(pid)))
+	return err == nil
+}
+
+func statLink(link string) (st unix.Statx_t, err error) {
+	err = unix.Statx(unix.AT_FDCWD, link, unix.AT_NO_AUTOMOUNT, unix.STATX_BASIC_STATS|unix.STATX_MNT_ID, &st)
+	return st, err
+}
+
+// fdInfo reads /proc/PID/fdinfo/N for the link /proc/PID/fd/N.
+func fdInfo(link string) string {
+	dir, n := filepath.Split(link)
+	if filepath.Base(dir) != "fd" {
+		return ""
+	}
+	b, err := os.ReadFile(filepath.Join(filepath.Dir(filepath.Clean(dir)), "fdinfo", n))
+	if err != nil {
+		return "gone"
+	}
+	return string(b)
+}
+
+// scan looks through every process for holds of the tree's mount. soft tells
+// whether there are holds that do not matter.
+func (d *Driver) scan() (hard []hold, soft bool, err error) {
+	ids, dev, err := d.ownMounts()
+	if err != nil {
+		return nil, false, err
+	}
+	s := scanner{ids: ids, dev: dev, tree: d.tree}
+	pids, err := processes()
+	if err != nil {
+		return nil, false, err
+	}
+	for _, pid := range pids {
+		s.process(pid)
+	}
+	if err := s.sockets(); err != nil {
+		return nil, false, err
+	}
+	return s.hard, s.soft, nil
+}
+
+func processes() ([]int, error) {
+	f, err := os.Open("/proc")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	names, err := f.Readdirnames(-1)
+	var pids []int
+	for _, n := range names {
+		if pid, e := strconv.Atoi(n); e == nil && pid != os.Getpid() {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, err
+}
+
+type scanner struct {
+	ids  map[uint64]bool
+	dev  uint64
+	tree string
+	hard []hold
+	soft bool
+}
+
+// process looks at one process. One that ends meanwhile holds nothing.
+func (s *scanner) process(pid int) {
+	dir := "/proc/" + strconv.Itoa(pid)
+	for _, what := range []string{"cwd", "root"} {
+		if st, ok := s.ours(dir + "/" + what); ok {
+			s.add(pid, what, dir+"/"+what, st)
+		}
+	}
+	for _, link := range descriptors(pid) {
+		if st, ok := s.ours(link); ok {
+			s.descriptor(pid, link, st)
+		}
+	}
+	s.mappings(pid)
+}
+
+// descriptors are the links below /proc to what a process has open.
+func descriptors(pid int) []string {
+	dir := "/proc/" + strconv.Itoa(pid) + "/fd"
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil
+	}
+	defer f.Close() //nolint:errcheck // read only
+	names, err := f.Readdirnames(-1)
+	if err != nil {
+		return nil
+	}
+	for i, n := range names {
+		names[i] = dir + "/" + n
+	}
+	return names
+}
+
+// ours tells whether a link leads into the tree's mount: by the mount's id, or
+// in other namespaces by the superblock's device.
+func (s *scanner) ours(link string) (unix.Statx_t, bool) {
+	st, err := statLink(link)
+	if err != nil {
+		return st, false
+	}
+	return st, s.ids[st.Mnt_id] || unix.Mkdev(st.Dev_major, st.Dev_minor) == s.dev
+}
+
+func (s *scanner) add(pid int, how, link string, st unix.Statx_t) {
+	path, err := os.Readlink(link)
+	if err != nil {
+		path = ""
+	}
+	s.hard = append(s.hard, hold{
+		Holder: snapshot.Holder{PID: pid, Name: comm(pid), How: how, Path: path},
+		link:   link, stat: st, info: fdInfo(link),
+	})
+}
+
+func comm(pid int) string {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
+	if err != nil {
+		return "?"
+	}
+	return strings.TrimSuffix(string(b), "\n")
+}
+
+// descriptor tells a hard hold from a soft one: a directory, a file that can
+// be written, a lock (proc_pid_fdinfo(5)).
+func (s *scanner) descriptor(pid int, link string, st unix.Statx_t) {
+	info, n := fdInfo(link), filepath.Base(link)
+	flags := fdFlags(info)
+	switch {
+	case st.Mode&unix.S_IFMT == unix.S_IFDIR && flags&unix.O_PATH == 0:
+		s.add(pid, "fd "+n+" (directory)", link, st)
+	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
+		s.add(pid, "fd "+n+" (directory, O_PATH)", link, st)
+	case flags&unix.O_PATH == 0 && flags&unix.O_ACCMODE != unix.O_RDONLY:
+		s.add(pid, "fd "+n+" (write)", link, st)
+	case strings.Contains(info, "\nlock:"):
+		s.add(pid, "fd "+n+" (lock)", link, st)
+	default:
+		s.soft = true
+	}
+}
+
+func fdFlags(info string) int {
+	_, rest, ok := strings.Cut(info, "flags:")
+	if !ok {
+		return 0
+	}
+	line, _, _ := strings.Cut(rest, "\n")
+	n, err := strconv.ParseInt(strings.TrimSpace(line), 8, 64)
+	if err != nil {
+		return 0
+	}
+	return int(n)
+}
+
+// mappings finds shared writable mappings of files in the tree, which outlive
+// the descriptor they were made with (proc_pid_maps(5)).
+func (s *scanner) mappings(pid int) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/maps")
+	if err != nil {
+		return
+	}
+	dev := fmt.Appendf(nil, " %02x:%02x ", unix.Major(s.dev), unix.Minor(s.dev))
+	for line := range bytes.Lines(b) {
+		if !bytes.Contains(line, dev) {
+			continue
+		}
+		f := bytes.Fields(line)
+		if len(f) < 5 || len(f[1]) != 4 || f[1][1] != 'w' || f[1][3] != 's' {
+			s.soft = true
+			continue
+		}
+		path := ""
+		if len(f) > 5 {
+			path = string(bytes.TrimSuffix(line[bytes.Index(line, f[5]):], []byte("\n")))
+		}
+		s.hard = append(s.hard, hold{Holder: snapshot.Holder{PID: pid, Name: comm(pid), How: "shared mapping (write)", Path: path}})
+	}
+}
+
+// staleHolders names processes whose working directory or open files are in
+// the tree as it was before the first mount: what they write from now on goes
+// to base, where nobody looks. It costs a look at every process and is done
+// when a tree is first covered.
+func (d *Driver) staleHolders() []snapshot.Holder {
+	pids, err := processes()
+	if err != nil {
+		return nil
+	}
+	var stale []snapshot.Holder
+	for _, pid := range pids {
+		links := append(descriptors(pid), "/proc/"+strconv.Itoa(pid)+"/cwd", "/proc/"+strconv.Itoa(pid)+"/root")
+		for _, link := range links {
+			path, err := os.Readlink(link)
+			if err != nil || !within(path, d.tree) {
+				continue
+			}
+			how := filepath.Base(link)
+			if fdInfo(link) != "" {
+				how = "fd " + how
+				if flags := fdFlags(fdInfo(link)); flags&unix.O_ACCMODE == unix.O_RDONLY && flags&unix.O_DIRECTORY == 0 {
+					continue
+				}
+			}
+			stale = append(stale, snapshot.Holder{PID: pid, Name: comm(pid), How: how, Path: path})
+		}
+	}
+	return stale
+}

@@ -1,0 +1,290 @@
+package overlay
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/snapshot"
+)
+
+// A layer is a directory with
+//
+//	u/  the upper while the layer is open
+//	w/  overlayfs's work directory
+//	s/  what the layer holds once it is sealed (subtree layout only)
+//
+// In the subtree layout the overlay covers the tree's parent, u/ is made empty,
+// and sealing is one rename of u/NAME to s/NAME: u/ is then never used as a
+// lower, of which the kernel would complain in its log at every swap.
+
+func (d *Driver) dir(id snapshot.LayerID, sub string) string {
+	return filepath.Join(d.layers, string(id), sub)
+}
+
+// lower is the directory that a view stacks for a sealed layer.
+func (d *Driver) lower(id snapshot.LayerID) string {
+	if d.name == "" {
+		return d.dir(id, "u")
+	}
+	return d.dir(id, "s")
+}
+
+// base is the directory that stands below all layers. The plain layout reaches
+// it through a private bind mount, for the tree's own path is covered.
+func (d *Driver) base() string {
+	if d.name == "" {
+		return filepath.Join(d.layers, "base")
+	}
+	return filepath.Dir(d.tree)
+}
+
+// create makes an open layer above v.Layers, or finds it.
+func (d *Driver) create(v snapshot.View) error {
+	if err := os.Mkdir(d.dir(v.Open, ""), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	for _, sub := range []string{"w", "s"} {
+		if err := os.Mkdir(d.dir(v.Open, sub), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	err := os.Mkdir(d.dir(v.Open, "u"), 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err == nil && d.name == "" {
+		err = d.dressRoot(v)
+	}
+	return err
+}
+
+// dressRoot gives u/ the attributes of the tree's root, for in the plain
+// layout they are what the tree shows.
+func (d *Driver) dressRoot(v snapshot.View) error {
+	from, err := d.openRootBelow(v)
+	if err != nil {
+		return err
+	}
+	defer from.Close() //nolint:errcheck // read only
+	to, err := os.Open(d.dir(v.Open, "u"))
+	if err != nil {
+		return err
+	}
+	return errors.Join(copyAttributes(from, to), to.Close())
+}
+
+// openRootBelow opens the root of the newest layer below v.Open. It serves the
+// plain layout.
+func (d *Driver) openRootBelow(v snapshot.View) (*os.File, error) {
+	if n := len(v.Layers); n > 0 {
+		return os.Open(d.lower(v.Layers[n-1]))
+	}
+	return os.Open(d.base())
+}
+
+func copyAttributes(from, to *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
+		return &fs.PathError{Op: "fstat", Path: from.Name(), Err: err}
+	}
+	if err := to.Chown(int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	if err := unix.Fchmod(int(to.Fd()), st.Mode&0o7777); err != nil {
+		return &fs.PathError{Op: "fchmod", Path: to.Name(), Err: err}
+	}
+	attrs, err := xattrs(from)
+	if err != nil {
+		return err
+	}
+	for name, value := range attrs {
+		if err := unix.Fsetxattr(int(to.Fd()), name, value, 0); err != nil {
+			return &fs.PathError{Op: "setxattr " + name, Path: to.Name(), Err: err}
+		}
+	}
+	times := [2]unix.Timespec{{Sec: st.Atim.Sec, Nsec: st.Atim.Nsec}, {Sec: st.Mtim.Sec, Nsec: st.Mtim.Nsec}}
+	if err := unix.UtimesNanoAt(unix.AT_FDCWD, fdName(to), times[:], 0); err != nil {
+		return &fs.PathError{Op: "utimensat", Path: to.Name(), Err: err}
+	}
+	return nil
+}
+
+// Dirty looks at the open layer's root: in the subtree layout anything in u/
+// is a change, the tree's own attributes included (a change of them copies the
+// root up).
+func (d *Driver) Dirty(_ context.Context, v snapshot.View) (bool, error) {
+	if d.name != "" {
+		for _, sub := range []string{"u", "s"} {
+			if empty, err := emptyDir(d.dir(v.Open, sub)); err != nil || !empty {
+				return !empty, err
+			}
+		}
+		return false, nil
+	}
+	empty, err := emptyDir(d.dir(v.Open, "u"))
+	if err != nil || !empty {
+		return !empty, err
+	}
+	return d.rootChanged(v)
+}
+
+func (d *Driver) rootChanged(v snapshot.View) (bool, error) {
+	below, err := d.openRootBelow(v)
+	if err != nil {
+		return false, err
+	}
+	defer below.Close() //nolint:errcheck // read only
+	upper, err := os.Open(d.dir(v.Open, "u"))
+	if err != nil {
+		return false, err
+	}
+	defer upper.Close() //nolint:errcheck // read only
+	var a, b unix.Stat_t
+	if err := errors.Join(unix.Fstat(int(below.Fd()), &a), unix.Fstat(int(upper.Fd()), &b)); err != nil {
+		return false, fmt.Errorf("fstat root: %w", err)
+	}
+	if a.Mode != b.Mode || a.Uid != b.Uid || a.Gid != b.Gid || a.Mtim != b.Mtim {
+		return true, nil
+	}
+	x, err := xattrs(below)
+	if err != nil {
+		return false, err
+	}
+	y, err := xattrs(upper)
+	return !sameXattrs(x, y), err
+}
+
+func emptyDir(path string) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	names, err := f.Readdirnames(1)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return len(names) == 0, errors.Join(err, f.Close())
+}
+
+// seal makes the layers of a view lowers: what is still in u/ goes to s/. It
+// can be repeated. The kernel goes on writing through the dentries it has, so
+// a live mount does not notice.
+func (d *Driver) seal(ids []snapshot.LayerID) (sealed []snapshot.LayerID, err error) {
+	if d.name == "" {
+		return nil, nil
+	}
+	for i := len(ids) - 1; i >= 0; i-- {
+		err := os.Rename(filepath.Join(d.dir(ids[i], "u"), d.name), filepath.Join(d.dir(ids[i], "s"), d.name))
+		if errors.Is(err, fs.ErrNotExist) {
+			break // it and those before it are sealed
+		}
+		if err != nil {
+			return sealed, err
+		}
+		sealed = append(sealed, ids[i])
+	}
+	return sealed, nil
+}
+
+// unseal takes seal back, for a swap that did not take place.
+func (d *Driver) unseal(ids []snapshot.LayerID) error {
+	var errs []error
+	for _, id := range ids {
+		errs = append(errs, os.Rename(filepath.Join(d.dir(id, "s"), d.name), filepath.Join(d.dir(id, "u"), d.name)))
+	}
+	return errors.Join(errs...)
+}
+
+// Discard moves the layer to the trash; EmptyTrash gives the space back.
+func (d *Driver) Discard(_ context.Context, id snapshot.LayerID) error {
+	to := filepath.Join(d.layers, "trash", fmt.Sprintf("%s.%d", id, time.Now().UnixNano()))
+	err := os.Rename(d.dir(id, ""), to)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// EmptyTrash removes discarded layers. It may be called at any time.
+func (d *Driver) EmptyTrash(ctx context.Context) error {
+	trash := filepath.Join(d.layers, "trash")
+	names, err := os.ReadDir(trash)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := os.RemoveAll(filepath.Join(trash, n.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const layerIDLength = 36 // a UUID; "base", "stage" and "trash" are shorter
+
+// Layers lists the layers on disk.
+func (d *Driver) Layers(context.Context) ([]snapshot.LayerID, error) {
+	names, err := os.ReadDir(d.layers)
+	if err != nil {
+		return nil, err
+	}
+	var ids []snapshot.LayerID
+	for _, n := range names {
+		if n.IsDir() && len(n.Name()) == layerIDLength {
+			ids = append(ids, snapshot.LayerID(n.Name()))
+		}
+	}
+	return ids, nil
+}
+
+// Usage walks the layer: its own files, not what it shares by hard links with
+// a layer merged from it.
+func (d *Driver) Usage(_ context.Context, id snapshot.LayerID) (snapshot.Usage, error) {
+	var u snapshot.Usage
+	err := filepath.WalkDir(d.dir(id, ""), func(_ string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		fi, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if st, ok := statT(fi); ok {
+			u.Bytes += st.Blocks * 512
+		}
+		u.Inodes++
+		return nil
+	})
+	return u, err
+}
+
+func sameXattrs(a, b map[string][]byte) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k, v := range a {
+		w, ok := b[k]
+		if !ok || !bytes.Equal(v, w) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,247 @@
+package overlay
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// A search is the state of one lookup on its way down the layers, as
+// ovl_lookup_data in fs/overlayfs/namei.c.
+type search struct {
+	v    *merged
+	name string // one component, or from the overlay's root with a leading slash
+	stop bool   // nothing in lower layers shows
+	e    *entry
+	meta bool // what has been found is attributes only; the bytes are below
+	// below is name as it was when the search came to the layers below the
+	// split.
+	below   string
+	crossed bool
+}
+
+// lookup finds name in the directory; nil if the view has nothing there. The
+// bytes of a metacopy file are looked for if data is set.
+func (m *mdir) lookup(name string, data bool) (*entry, error) {
+	s := search{v: m.v, name: name}
+	err := s.down(m, data)
+	if err != nil || s.e == nil {
+		s.e.close()
+		return nil, err
+	}
+	if !s.crossed {
+		s.below = s.name
+	}
+	if s.e.dir != nil {
+		if strings.HasPrefix(s.below, "/") {
+			s.e.dir.origin = m.v.clean(s.below)
+		} else {
+			s.e.dir.origin = join(m.origin, s.below)
+		}
+	}
+	return s.e, nil
+}
+
+func (s *search) down(m *mdir, data bool) error {
+	next := 0
+	for _, p := range m.parts {
+		if strings.HasPrefix(s.name, "/") {
+			break
+		}
+		s.cross(p.layer)
+		if err := s.single(p.layer, p.f, s.name, 0); err != nil {
+			return err
+		}
+		if s.done(data) {
+			return nil
+		}
+		next = p.layer + 1
+	}
+	if !strings.HasPrefix(s.name, "/") {
+		return nil
+	}
+	for i := next; i < len(s.v.roots); i++ { // as an absolute redirect asks
+		s.cross(i)
+		if err := s.walk(i); err != nil {
+			return err
+		}
+		if s.done(data) {
+			return nil
+		}
+	}
+	return nil
+}
+
+func (s *search) cross(layer int) {
+	if layer >= s.v.split && !s.crossed {
+		s.below, s.crossed = s.name, true
+	}
+}
+
+func (s *search) done(data bool) bool {
+	return s.stop || s.e != nil && s.e.dir == nil && (!s.meta || !data)
+}
+
+// walk is ovl_lookup_layer: it follows s.name, absolute, inside one layer. A
+// redirect on the way changes the rest of the name for the layers below.
+func (s *search) walk(layer int) error {
+	at, close := s.v.roots[layer], false
+	done := len("/")
+	for {
+		rest := s.name[done:]
+		comp, after, more := strings.Cut(rest, "/")
+		if !more {
+			err := s.single(layer, at, comp, done)
+			if close {
+				at.Close() //nolint:errcheck // O_PATH
+			}
+			return err
+		}
+		tail := len(after)
+		next, err := s.step(layer, at, comp, done)
+		if close {
+			at.Close() //nolint:errcheck // O_PATH
+		}
+		if err != nil || next == nil {
+			return err
+		}
+		at, close = next, true
+		done = len(s.name) - tail
+	}
+}
+
+// step enters a directory on the way of walk; nil where this layer has none.
+func (s *search) step(layer int, at *os.File, comp string, done int) (*os.File, error) {
+	f, st, err := openEntry(at, comp)
+	if f == nil || err != nil {
+		return nil, err
+	}
+	if whiteout(f, &st) || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		s.stop = true
+		return nil, f.Close()
+	}
+	if err := s.readDir(f, comp, done); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// single is ovl_lookup_single for the last component.
+func (s *search) single(layer int, at *os.File, comp string, done int) error {
+	f, st, err := openEntry(at, comp)
+	if f == nil || err != nil {
+		return err
+	}
+	if whiteout(f, &st) {
+		s.stop = true
+		return f.Close()
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return s.file(layer, f, &st, comp, done)
+	}
+	if s.e != nil && s.e.dir == nil { // a directory below a metacopy file
+		s.stop = true
+		return f.Close()
+	}
+	if s.e == nil {
+		s.e = &entry{f: f, st: st, layer: layer, dir: &mdir{v: s.v}}
+	}
+	s.e.dir.parts = append(s.e.dir.parts, part{layer, f})
+	return s.readDir(f, comp, done)
+}
+
+// file takes a non-directory: the entry itself, or the bytes of one found
+// above.
+func (s *search) file(layer int, f *os.File, st *unix.Stat_t, comp string, done int) error {
+	if s.e != nil && s.e.dir != nil { // hidden by a directory above
+		s.stop = true
+		return f.Close()
+	}
+	meta := false
+	if st.Mode&unix.S_IFMT == unix.S_IFREG && layer < len(s.v.roots)-1 {
+		m, err := xattr(f, private+"metacopy")
+		if err != nil {
+			return errors.Join(err, f.Close())
+		}
+		meta = m != nil
+	}
+	switch {
+	case s.e == nil:
+		s.e = &entry{f: f, st: *st, layer: layer}
+	case !meta:
+		s.e.data = f
+	default:
+		defer f.Close() //nolint:errcheck // O_PATH
+	}
+	s.meta = meta
+	if !meta {
+		return nil
+	}
+	return s.redirect(f, comp, done)
+}
+
+// readDir takes what a directory's own attributes say of the layers below.
+func (s *search) readDir(f *os.File, comp string, done int) error {
+	o, err := xattr(f, private+"opaque")
+	if err != nil {
+		return err
+	}
+	if string(o) == "y" {
+		s.stop = true
+		return nil
+	}
+	return s.redirect(f, comp, done)
+}
+
+// redirect is ovl_check_redirect: the component at done becomes another name,
+// or everything up to it another path.
+func (s *search) redirect(f *os.File, comp string, done int) error {
+	r, err := xattr(f, private+"redirect")
+	if err != nil || len(r) == 0 {
+		return err
+	}
+	post := s.name[done+len(comp):]
+	if r[0] == '/' {
+		s.name = string(r) + post
+	} else {
+		s.name = s.name[:done] + string(r) + post
+	}
+	return nil
+}
+
+// openEntry opens a name in a layer's directory without following it; a nil
+// file where there is none.
+func openEntry(at *os.File, name string) (*os.File, unix.Stat_t, error) {
+	var st unix.Stat_t
+	fd, err := unix.Openat(int(at.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENAMETOOLONG) {
+		return nil, st, nil
+	}
+	if err != nil {
+		return nil, st, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, st, errors.Join(&fs.PathError{Op: "fstat", Path: name, Err: err}, f.Close())
+	}
+	return f, st, nil
+}
+
+// whiteout tells a removal: a 0/0 character device, or an empty file with the
+// attribute (overlayfs.rst, "whiteouts and opaque directories").
+func whiteout(f *os.File, st *unix.Stat_t) bool {
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFCHR:
+		return st.Rdev == 0
+	case unix.S_IFREG:
+		if st.Size != 0 {
+			return false
+		}
+		v, err := xattr(f, private+"whiteout")
+		return err == nil && v != nil
+	}
+	return false
+}

@@ -1,0 +1,171 @@
+// Package overlay is the driver that keeps layers with the kernel's overlayfs
+// and shows them by mounting over the tree's own path.
+//
+// A swap builds the new mount aside, puts it beneath the old one and takes the
+// old one away, so that a path lookup sees the old view or the new one. It is
+// not for hosts without overlayfs or without root: see package fallback.
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/internal/durable"
+	"deployx/snapshot"
+)
+
+// Name is the driver's name in the record.
+const Name = "overlay"
+
+// maxLayers is OVL_MAX_STACK less base and room for the open layer
+// (fs/overlayfs/params.c: 500 lowers, the 501st is refused).
+const maxLayers = 498
+
+// Options say where a driver works.
+type Options struct {
+	Tree  string // absolute and free of symbolic links
+	State string // the driver's own directory, made if need be; not inside Tree
+	// Plain forces the plain layout, for tests.
+	Plain bool
+	// Old forces the ways of kernels before 6.5, for tests.
+	Old bool
+}
+
+// Driver shows one tree. See snapshot.Driver for the contract.
+type Driver struct {
+	tree   string
+	layers string // the directory that holds one directory a layer
+	// name is the tree's name below the directory that the overlay covers; ""
+	// in the plain layout. See docs/design.md, "Two layouts".
+	name string
+	has  features
+
+	mu    sync.Mutex
+	shown shownMount // what statx said of the mount whose source was read last
+}
+
+type shownMount struct {
+	id   uint64
+	open snapshot.LayerID
+}
+
+var _ snapshot.Driver = (*Driver)(nil)
+
+// New prepares a driver. It mounts nothing.
+func New(o Options) (*Driver, error) {
+	d := &Driver{tree: o.Tree, layers: filepath.Join(o.State, "layers"), has: allFeatures()}
+	if o.Old {
+		d.has = features{}
+	}
+	if err := os.MkdirAll(filepath.Join(d.layers, "trash"), 0o700); err != nil {
+		return nil, err
+	}
+	var err error
+	d.name, err = layout(d.layers, o.Tree, o.Plain)
+	return d, err
+}
+
+// layout decides on the first call whether the overlay covers the tree or its
+// parent, and keeps the answer, for the layers of one layout are not layers of
+// the other. An overlay of the parent needs the layers outside that parent
+// (the kernel refuses overlapping layers with ELOOP) and the tree on the
+// parent's own mount.
+func layout(layers, tree string, plain bool) (name string, err error) {
+	file := filepath.Join(layers, "layout")
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		b = []byte("subtree\n")
+		if plain || within(layers, filepath.Dir(tree)) || !sameMount(tree, filepath.Dir(tree)) {
+			b = []byte("plain\n")
+		}
+		err = durable.Write(file, b)
+	}
+	switch {
+	case err != nil:
+		return "", err
+	case string(b) == "subtree\n":
+		return filepath.Base(tree), nil
+	case string(b) == "plain\n":
+		return "", nil
+	}
+	return "", &snapshot.Error{
+		Code: snapshot.CodeUnsupported, Msg: fmt.Sprintf("%s names a layout that this deployx does not know: %q", file, b),
+		Hint: "use the deployx that wrote it; nothing was touched",
+	}
+}
+
+// within holds if path is dir or lies below it. Both are absolute and clean.
+func within(path, dir string) bool {
+	return path == dir || dir == "/" || strings.HasPrefix(path, dir+"/")
+}
+
+func sameMount(a, b string) bool {
+	x, errx := mountID(a)
+	y, erry := mountID(b)
+	return errx == nil && erry == nil && x == y
+}
+
+// Name is "overlay".
+func (d *Driver) Name() string { return Name }
+
+// Layout names the layout of this tree, for doctor and status.
+func (d *Driver) Layout() string {
+	if d.name == "" {
+		return "plain"
+	}
+	return "subtree"
+}
+
+// Depth counts base as a layer.
+func (d *Driver) Depth(v snapshot.View) (depth, limit int) {
+	return len(v.Layers) + 1, maxLayers
+}
+
+// Sync flushes the filesystem that holds the layers, which is the record's too.
+func (d *Driver) Sync(context.Context) error { return durable.SyncFilesystem(d.layers) }
+
+// Close holds nothing: the mount stays.
+func (d *Driver) Close() error { return nil }
+
+// Shown finds the open layer of the mount on the tree. The mount's source says
+// it; between two looks statx tells whether it is still the same mount.
+func (d *Driver) Shown(context.Context) (snapshot.LayerID, error) {
+	id, err := mountID(d.tree)
+	if err != nil {
+		return "", err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.shown.id == id {
+		return d.shown.open, nil
+	}
+	open, err := topSource(d.tree)
+	if err != nil {
+		return "", err
+	}
+	d.shown = shownMount{id, open}
+	return open, nil
+}
+
+// mountID identifies the mount that path lies on, uniquely since boot on
+// kernels with STATX_MNT_ID_UNIQUE (6.8).
+func mountID(path string) (uint64, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT,
+		unix.STATX_MNT_ID|unix.STATX_MNT_ID_UNIQUE, &st)
+	if err != nil {
+		return 0, &fs.PathError{Op: "statx", Path: path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return 0, fmt.Errorf("%q is not a directory", path)
+	}
+	return st.Mnt_id, nil
+}

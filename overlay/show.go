@@ -1,0 +1,246 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/internal/crash"
+	"deployx/snapshot"
+)
+
+// freezePatience is how long a swap waits for writers that come and go by
+// path: an open, a write and a close take microseconds.
+const freezePatience = 10 * time.Millisecond
+
+// Show swaps the mount on the tree for one of v. See snapshot.Driver.
+func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transition, err error) {
+	shown, err := d.Shown(ctx)
+	if err != nil || shown == v.Open {
+		return t, err
+	}
+	if err := d.checkTree(); err != nil {
+		return t, err
+	}
+	if shown != "" {
+		if err := d.refuseHolders(ctx); err != nil {
+			return t, err
+		}
+	}
+	undo, err := d.prepare(v)
+	if err != nil {
+		return t, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, undo())
+		}
+	}()
+	m, err := d.detached(v)
+	if err != nil {
+		return t, err
+	}
+	defer m.Close() //nolint:errcheck // a mount handle
+	crash.Point("overlay.built")
+	t.Swapped = true
+	if shown == "" {
+		t.Stale = d.staleHolders()
+		return t, attach(m, d.tree, 0)
+	}
+	t.Late, err = d.swap(ctx, m, shown)
+	return t, err
+}
+
+// prepare makes the directories of v. What it did is taken back by undo.
+func (d *Driver) prepare(v snapshot.View) (undo func() error, err error) {
+	undo = func() error { return nil }
+	if d.name == "" {
+		if undo, err = d.bindBase(); err != nil {
+			return undo, err
+		}
+	}
+	if err := d.create(v); err != nil {
+		return undo, errors.Join(fmt.Errorf("make layer: %w", err), undo())
+	}
+	crash.Point("overlay.created")
+	sealed, err := d.seal(v.Layers)
+	unbind := undo
+	undo = func() error { return errors.Join(d.unseal(sealed), d.Discard(context.Background(), v.Open), unbind()) }
+	if err != nil {
+		err = errors.Join(fmt.Errorf("seal layer: %w", err), undo())
+	}
+	crash.Point("overlay.sealed")
+	return undo, err
+}
+
+// bindBase keeps base within reach of the plain layout while the tree's path
+// is covered. A tree that is not covered is bound anew: it may be another one.
+func (d *Driver) bindBase() (undo func() error, err error) {
+	none := func() error { return nil }
+	base := d.base()
+	if err := os.Mkdir(base, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return none, err
+	}
+	if !sameMount(base, d.layers) {
+		return none, nil
+	}
+	if err := unix.Mount(d.tree, base, "", unix.MS_BIND, ""); err != nil {
+		return none, &fs.PathError{Op: "bind base", Path: base, Err: err}
+	}
+	undo = func() error { return d.unbindBase() }
+	if err := unix.Mount("", base, "", unix.MS_PRIVATE, ""); err != nil {
+		return none, errors.Join(&fs.PathError{Op: "make private", Path: base, Err: err}, undo())
+	}
+	return undo, nil
+}
+
+func (d *Driver) unbindBase() error {
+	if d.name != "" || sameMount(d.base(), d.layers) {
+		return nil
+	}
+	if err := unix.Unmount(d.base(), unix.UMOUNT_NOFOLLOW); err != nil {
+		return &fs.PathError{Op: "umount", Path: d.base(), Err: err}
+	}
+	return nil
+}
+
+// detached builds the mount of v, showing the tree only.
+func (d *Driver) detached(v snapshot.View) (*os.File, error) {
+	s := spec{source: sourcePrefix + string(v.Open), upper: d.dir(v.Open, "u"), work: d.dir(v.Open, "w")}
+	s.lowers = d.lowers(v.Layers)
+	m, err := d.has.newOverlay(s, filepath.Join(d.layers, "stage"))
+	if err != nil {
+		return nil, fmt.Errorf("mount %d layers on %q: %w", len(s.lowers), d.tree, err)
+	}
+	if d.name == "" {
+		return m, nil
+	}
+	sub, err := openTree(int(m.Fd()), d.name, unix.OPEN_TREE_CLONE)
+	return sub, errors.Join(err, m.Close())
+}
+
+// lowers are the directories to stack, newest first, base last.
+func (d *Driver) lowers(layers []snapshot.LayerID) []string {
+	var dirs []string
+	for i := len(layers) - 1; i >= 0; i-- {
+		dirs = append(dirs, d.lower(layers[i]))
+	}
+	return append(dirs, d.base())
+}
+
+// swap puts m in the place of the mount on the tree and proves that nobody can
+// write to the old one any more. If somebody can, the old one comes back.
+func (d *Driver) swap(ctx context.Context, m *os.File, old snapshot.LayerID) (late bool, err error) {
+	clean, err := emptyOr(d.dir(old, "u"))
+	if err != nil {
+		return false, err
+	}
+	oldTop, err := openTree(unix.AT_FDCWD, d.tree, 0)
+	if err != nil {
+		return false, err
+	}
+	defer oldTop.Close() //nolint:errcheck // a mount handle
+	back, err := openTree(unix.AT_FDCWD, d.tree, unix.OPEN_TREE_CLONE)
+	if err != nil {
+		return false, err
+	}
+	defer back.Close() //nolint:errcheck // a mount handle
+	if err := d.replaceTop(m); err != nil {
+		return false, err
+	}
+	crash.Point("overlay.swapped")
+	if err := freezeSoon(oldTop); err != nil {
+		busy := d.busy(ctx, err)
+		return false, errors.Join(busy, d.replaceTop(back))
+	}
+	crash.Point("overlay.frozen")
+	stillClean, err := emptyOr(d.dir(old, "u"))
+	return clean && !stillClean, err
+}
+
+// replaceTop shows m instead of the mount on the tree. This is the one lazy
+// unmount: readers by path make a plain one fail for ever, the old top has been
+// found without holders before, and freeze proves it after.
+func (d *Driver) replaceTop(m *os.File) error {
+	if d.has.beneath {
+		err := attach(m, d.tree, moveMountBeneath)
+		if err == nil {
+			crash.Point("overlay.beneath")
+			return unmountTop(d.tree)
+		}
+		if !errors.Is(err, unix.EINVAL) {
+			return err
+		}
+		d.has.beneath = false
+	}
+	if err := unmountTop(d.tree); err != nil {
+		return err
+	}
+	crash.Point("overlay.gap")
+	return attach(m, d.tree, 0)
+}
+
+func unmountTop(tree string) error {
+	if err := unix.Unmount(tree, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+		return &fs.PathError{Op: "umount", Path: tree, Err: err}
+	}
+	return nil
+}
+
+func freezeSoon(m *os.File) error {
+	for end := time.Now().Add(freezePatience); ; {
+		err := freeze(m)
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+			return err
+		}
+		time.Sleep(50 * time.Microsecond)
+	}
+}
+
+func emptyOr(dir string) (bool, error) {
+	empty, err := emptyDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	return empty, err
+}
+
+// Hide unmounts what is ours on the tree. A plain unmount: the kernel refuses
+// it while anybody holds the mount.
+func (d *Driver) Hide(ctx context.Context) error {
+	for {
+		open, err := d.Shown(ctx)
+		if err != nil {
+			return err
+		}
+		if open == "" {
+			return d.unbindBase()
+		}
+		if err := d.refuseHolders(ctx); err != nil {
+			return err
+		}
+		if err := d.hideTop(); err != nil {
+			return err
+		}
+	}
+}
+
+// hideTop retries while readers by path come and go.
+func (d *Driver) hideTop() error {
+	for end := time.Now().Add(freezePatience); ; {
+		err := unix.Unmount(d.tree, unix.UMOUNT_NOFOLLOW)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+			return d.busy(context.Background(), &fs.PathError{Op: "umount", Path: d.tree, Err: err})
+		}
+		time.Sleep(50 * time.Microsecond)
+	}
+}

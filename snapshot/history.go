@@ -3,7 +3,6 @@ package snapshot
 import (
 	"fmt"
 	"iter"
-	"slices"
 	"strings"
 )
 
@@ -19,22 +18,6 @@ func (r *Record) Chain(from ID) iter.Seq2[Snapshot, error] {
 			id = s.Parent
 		}
 	}
-}
-
-// Layers are the layers of the entries from base up to and with the given
-// one, oldest first, each once.
-func (r *Record) Layers(top ID) ([]LayerID, error) {
-	var layers []LayerID
-	for s, err := range r.Chain(top) {
-		if err != nil {
-			return nil, err
-		}
-		if s.Layer != "" && (len(layers) == 0 || layers[len(layers)-1] != s.Layer) {
-			layers = append(layers, s.Layer)
-		}
-	}
-	slices.Reverse(layers)
-	return layers, nil
 }
 
 // View is what the tree shows when head is h. While the top entry shares the

@@ -25,7 +25,7 @@ func TryLock(path string) (*Lock, error) {
 	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if err == nil {
-		return &Lock{f}, note(f)
+		return &Lock{f}, sign(f)
 	}
 	holder := readHolder(path)
 	if errors.Is(err, unix.EWOULDBLOCK) {
@@ -63,9 +63,9 @@ func WaitLock(ctx context.Context, path string, waiting func(error)) (*Lock, err
 // Unlock gives the lock back.
 func (l *Lock) Unlock() error { return l.f.Close() }
 
-// note leaves our pid for those who wait. A reader may see it torn or stale:
+// sign leaves our pid for those who wait. A reader may see it torn or stale:
 // it is for people.
-func note(f *os.File) error {
+func sign(f *os.File) error {
 	_, err := f.WriteAt(fmt.Appendf(nil, "%-10d\n", os.Getpid()), 0)
 	return err
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"deployx/internal/crash"
 	"deployx/internal/durable"
@@ -42,12 +43,16 @@ type Frame struct {
 //	HEAD       where the tree stands (Head)
 //	running    the command that was started last (see Begin)
 //	ID.json    one Snapshot each, never changed
+//	stack      derived: the layers of one top, to spare reading every entry
 //
 // Reading needs no lock: HEAD is replaced whole and the rest never changes.
 // Writing needs the tree's lock.
 type Record struct {
 	dir  string
 	head Head
+
+	mu    sync.Mutex
+	stack stack // the layers of the top that was asked for last
 }
 
 // OpenRecord reads the record in dir; an empty or missing directory is an

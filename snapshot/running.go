@@ -20,6 +20,13 @@ import (
 // quarter of what a new file, a rename and a synced directory cost.
 const runningSize = 16 << 10
 
+// A note is what the running file holds: the command, and the move of the head
+// that it was started after.
+type note struct {
+	Seq      uint64   `json:"seq"`
+	Snapshot Snapshot `json:"snapshot"`
+}
+
 // Begin notes, durably, that s is about to run on top of the head. It must
 // return before the command starts. The note holds until the head moves: a
 // later reader that finds s on top of the head knows that it never finished.
@@ -29,7 +36,7 @@ const runningSize = 16 << 10
 // returned. What does not fit is written aside and renamed in.
 func (r *Record) Begin(s Snapshot) error {
 	s.Version = Version
-	b, err := json.Marshal(s)
+	b, err := json.Marshal(note{r.head.Seq, s})
 	if err != nil {
 		return err
 	}
@@ -61,29 +68,25 @@ func overwrite(name string, b []byte) error {
 	return f.Close()
 }
 
-// Running finds the command that was started on top of the head and has not
-// finished: it runs now, in the process that holds the tree's lock, or was cut
+// Running finds the command that was started since the head was moved last and
+// has not finished: it runs now, in the process that holds the tree's lock, or was cut
 // off if nobody holds it.
 func (r *Record) Running() (Snapshot, bool, error) {
-	var s Snapshot
 	b, err := os.ReadFile(filepath.Join(r.dir, "running"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return s, false, nil
+		return Snapshot{}, false, nil
 	}
 	if err != nil {
-		return s, false, err
+		return Snapshot{}, false, err
 	}
 	line, _, _ := bytes.Cut(b, []byte{'\n'})
 	sum, body, ok := bytes.Cut(line, []byte{' '})
 	if !ok || fmt.Sprintf("%08x", crc32.ChecksumIEEE(body)) != string(sum) {
-		return s, false, nil
+		return Snapshot{}, false, nil
 	}
-	if err := json.Unmarshal(body, &s); err != nil {
-		return s, false, nil
+	var n note
+	if err := json.Unmarshal(body, &n); err != nil || n.Seq != r.head.Seq {
+		return Snapshot{}, false, nil
 	}
-	if s.Parent != r.head.Snapshot || s.ID == "" {
-		return s, false, nil
-	}
-	_, err = os.Lstat(filepath.Join(r.dir, string(s.ID)+".json"))
-	return s, errors.Is(err, fs.ErrNotExist), nil
+	return n.Snapshot, true, nil
 }

@@ -76,6 +76,9 @@ type Snapshot struct {
 	Signal      string        `json:"signal,omitempty"`
 	TimedOut    bool          `json:"timed_out,omitempty"`
 	Interrupted bool          `json:"interrupted,omitempty"`
+	// Unfinished: deployx or the host died while it ran; Layer holds what it
+	// had done by then.
+	Unfinished bool `json:"unfinished,omitempty"`
 
 	Changes   Counts `json:"changes"`
 	SizeBytes int64  `json:"size_bytes"`

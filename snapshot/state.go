@@ -40,6 +40,10 @@ type Tree struct {
 	// that is not the state directory's, so that a layer can become part of
 	// base by link and rename.
 	Store string `json:"store"`
+	// MaxBytes and Exclude bound what the copy driver keeps. They are settled
+	// when the tree is added.
+	MaxBytes int64    `json:"max_bytes,omitempty"`
+	Exclude  []string `json:"exclude,omitempty"`
 }
 
 // NewState uses dir, which need not exist yet.

@@ -1,9 +1,15 @@
 package testns_test
 
 import (
+	"bytes"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 
 	"deployx/internal/testns"
 )
@@ -29,4 +35,59 @@ func TestImages(t *testing.T) {
 			}
 		})
 	}
+}
+
+// envLeave makes TestLeave leave something behind, in a child.
+const envLeave = "TESTNS_LEAVE"
+
+func TestLeave(t *testing.T) {
+	switch os.Getenv(envLeave) {
+	case "mount":
+		if err := unix.Mount("none", t.TempDir(), "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+	case "process":
+		cmd := exec.Command("sleep", "60")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+	default:
+		t.Skip("only as a child of TestLeftBehind")
+	}
+}
+
+// TestLeftBehind runs the test binary in a namespace of its own: what a test
+// leaves there must fail the run.
+func TestLeftBehind(t *testing.T) {
+	testns.Need(t)
+	for _, what := range []string{"mount", "process"} {
+		cmd := exec.Command("/proc/self/exe", "-test.run=^TestLeave$")
+		cmd.Env = append(os.Environ(), envLeave+"="+what, "DEPLOYX_TESTNS=")
+		out, err := cmd.CombinedOutput()
+		if err == nil || !bytes.Contains(out, []byte("left behind")) {
+			t.Errorf("a %s: %v\n%s", what, err, out)
+		}
+	}
+}
+
+func TestPropagation(t *testing.T) {
+	testns.Need(t)
+	for kind, tag := range map[string]string{"private": "- ", "shared": "shared:", "slave": "master:"} {
+		cmd := exec.Command("/proc/self/exe", "-test.run=^TestRoot$", "-test.v")
+		cmd.Env = append(os.Environ(), "DEPLOYX_TESTNS=", testns.EnvPropagation+"="+kind)
+		out, err := cmd.CombinedOutput()
+		if err != nil || !bytes.Contains(out, []byte(tag)) {
+			t.Errorf("%s: no %q in the line of /: %v\n%s", kind, tag, err, out)
+		}
+	}
+}
+
+// TestRoot prints how the root is mounted.
+func TestRoot(t *testing.T) {
+	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter("/"))
+	if err != nil || len(infos) != 1 {
+		t.Fatal(infos, err)
+	}
+	t.Logf("/ %s- ", infos[0].Optional)
 }

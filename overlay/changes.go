@@ -26,11 +26,7 @@ func (d *Driver) Changes(ctx context.Context, below, layers []snapshot.LayerID, 
 	}
 	defer after.close()
 	after.split = len(layers)
-	before, err := d.view(below)
-	if err != nil {
-		return err
-	}
-	defer before.close()
+	before := after.below(len(layers))
 	c := comparison{ctx: ctx, before: before, split: len(layers), visit: visit, moved: map[string]bool{}}
 	a, err := after.root()
 	if err != nil {
@@ -48,7 +44,7 @@ func (d *Driver) Changes(ctx context.Context, below, layers []snapshot.LayerID, 
 	if err := c.directory(a, b, "."); err != nil {
 		return err
 	}
-	return c.inside(a, b, ".")
+	return c.inside(a, b, nil, ".")
 }
 
 type comparison struct {
@@ -103,12 +99,13 @@ type step struct {
 }
 
 // inside compares the entries of two directories. b is nil where there was
-// none before.
-func (c *comparison) inside(a, b *entry, path string) error {
+// none before. gone, if not nil, is the directory that had this path before a
+// renamed one took it: what is left of it has been deleted.
+func (c *comparison) inside(a, b, gone *entry, path string) error {
 	if err := c.ctx.Err(); err != nil {
 		return err
 	}
-	names, err := c.candidates(a, b)
+	names, err := c.candidates(a, b, gone)
 	if err != nil {
 		return err
 	}
@@ -121,7 +118,7 @@ func (c *comparison) inside(a, b *entry, path string) error {
 	for _, s := range steps {
 		name, isInside := strings.CutSuffix(s.key, "/")
 		if !isInside {
-			more, err := c.name(a, b, name, join(path, name))
+			more, err := c.name(a, b, gone, name, join(path, name))
 			if err != nil {
 				return err
 			}
@@ -142,50 +139,67 @@ func (c *comparison) inside(a, b *entry, path string) error {
 
 // candidates are the names that can differ: those that the change's layers
 // hold, and where nothing from below shows through, those that were there.
-func (c *comparison) candidates(a, b *entry) (map[string]bool, error) {
-	if a == nil {
-		return b.dir.names(-1)
+func (c *comparison) candidates(a, b, gone *entry) (map[string]bool, error) {
+	names := map[string]bool{}
+	if a != nil {
+		var err error
+		if names, err = a.dir.names(c.split); err != nil {
+			return nil, err
+		}
+		parts := a.dir.parts
+		if b != nil && parts[len(parts)-1].layer >= c.split && a.dir.origin == b.dir.origin {
+			b = nil // the rest shows through
+		}
 	}
-	names, err := a.dir.names(c.split)
-	if err != nil {
-		return nil, err
+	for _, e := range []*entry{b, gone} {
+		if e == nil {
+			continue
+		}
+		was, err := e.dir.names(-1)
+		if err != nil {
+			return nil, err
+		}
+		for n := range was {
+			names[n] = true
+		}
 	}
-	parts := a.dir.parts
-	if b == nil || parts[len(parts)-1].layer >= c.split && a.dir.origin == b.dir.origin {
-		return names, nil
-	}
-	was, err := b.dir.names(-1)
-	for n := range was {
-		names[n] = true
-	}
-	return names, err
+	return names, nil
+}
+
+// A pairing is what one name stands for after and before.
+type pairing struct {
+	x, y, gone *entry
+	from       string
+}
+
+func (p *pairing) close() {
+	p.x.close()
+	p.y.close()
+	p.gone.close()
 }
 
 // name compares one name and returns what is to be done inside it, if it is or
 // was a directory.
-func (c *comparison) name(a, b *entry, name, path string) (inside func() error, err error) {
-	x, y, from, err := c.pair(a, b, name)
-	if err != nil {
-		x.close()
-		y.close()
-		return nil, err
+func (c *comparison) name(a, b, gone *entry, name, path string) (inside func() error, err error) {
+	p, err := c.pair(a, b, gone, name)
+	if err == nil {
+		err = c.entry(p.x, p.y, path, p.from)
 	}
-	if err := c.entry(x, y, path, from); err != nil || !isDir(x) && !isDir(y) {
-		x.close()
-		y.close()
+	if err != nil || !isDir(p.x) && !isDir(p.y) && !isDir(p.gone) {
+		p.close()
 		return nil, err
 	}
 	return func() error {
-		defer x.close()
-		defer y.close()
-		if !isDir(x) {
-			return c.inside(nil, y, path)
-		}
-		if !isDir(y) {
-			return c.inside(x, nil, path)
-		}
-		return c.inside(x, y, path)
+		defer p.close()
+		return c.inside(onlyDir(p.x), onlyDir(p.y), onlyDir(p.gone), path)
 	}, nil
+}
+
+func onlyDir(e *entry) *entry {
+	if isDir(e) {
+		return e
+	}
+	return nil
 }
 
 func isDir(e *entry) bool { return e != nil && e.dir != nil }
@@ -193,28 +207,43 @@ func isDir(e *entry) bool { return e != nil && e.dir != nil }
 // pair finds what a name stands for after and before. A directory that came
 // from elsewhere is paired with what it was there; one that went elsewhere is
 // no counterpart.
-func (c *comparison) pair(a, b *entry, name string) (x, y *entry, from string, err error) {
+func (c *comparison) pair(a, b, gone *entry, name string) (p pairing, err error) {
 	if a != nil {
-		if x, err = a.dir.lookup(name, true); err != nil {
-			return x, nil, "", err
+		if p.x, err = a.dir.lookup(name, true); err != nil {
+			return p, err
 		}
-		if isDir(x) {
-			from = c.renamedFrom(x, a, name)
+		if isDir(p.x) {
+			p.from = c.renamedFrom(p.x, a, name)
 		}
 	}
-	if from != "" {
-		y, err = c.before.resolve(from, true)
-		return x, y, from, err
+	if p.y, err = c.was(b, name); err != nil {
+		return p, err
 	}
-	if b == nil {
-		return x, nil, "", nil
+	if p.gone, err = c.was(gone, name); err != nil {
+		return p, err
 	}
-	y, err = b.dir.lookup(name, true)
-	if isDir(y) && c.moved[y.dir.origin] {
-		y.close()
-		y = nil
+	switch {
+	case p.from != "":
+		p.gone.close()
+		p.gone = p.y
+		p.y, err = c.before.resolve(p.from, true)
+	case p.x == nil && p.y == nil:
+		p.y, p.gone = p.gone, nil
 	}
-	return x, y, "", err
+	return p, err
+}
+
+// was looks a name up as it was before; nil if it lives on elsewhere.
+func (c *comparison) was(dir *entry, name string) (*entry, error) {
+	if dir == nil {
+		return nil, nil
+	}
+	e, err := dir.dir.lookup(name, true)
+	if isDir(e) && c.moved[e.dir.origin] {
+		e.close()
+		e = nil
+	}
+	return e, err
 }
 
 // entry tells what happened to one path, if anything did.

@@ -65,6 +65,9 @@ func (s *search) down(m *mdir, data bool) error {
 	}
 	for i := next; i < len(s.v.roots); i++ { // as an absolute redirect asks
 		s.cross(i)
+		if s.v.roots[i] == nil {
+			continue
+		}
 		if err := s.walk(i); err != nil {
 			return err
 		}
@@ -90,18 +93,18 @@ func (s *search) done(data bool) bool {
 func (s *search) walk(layer int) error {
 	at, close := s.v.roots[layer], false
 	done := len("/")
+	if s.v.name != "" { // the roots are the tree's, one component down
+		done = len("/") + len(s.v.name) + len("/")
+	}
 	for {
-		rest := s.name[done:]
-		comp, after, more := strings.Cut(rest, "/")
-		if !more {
-			err := s.single(layer, at, comp, done)
-			if close {
-				at.Close() //nolint:errcheck // O_PATH
-			}
-			return err
+		comp, after, more := strings.Cut(s.name[done:], "/")
+		var next *os.File
+		var err error
+		if more {
+			next, err = s.step(at, comp, done)
+		} else {
+			err = s.single(layer, at, comp, done)
 		}
-		tail := len(after)
-		next, err := s.step(layer, at, comp, done)
 		if close {
 			at.Close() //nolint:errcheck // O_PATH
 		}
@@ -109,12 +112,12 @@ func (s *search) walk(layer int) error {
 			return err
 		}
 		at, close = next, true
-		done = len(s.name) - tail
+		done = len(s.name) - len(after)
 	}
 }
 
 // step enters a directory on the way of walk; nil where this layer has none.
-func (s *search) step(layer int, at *os.File, comp string, done int) (*os.File, error) {
+func (s *search) step(at *os.File, comp string, done int) (*os.File, error) {
 	f, st, err := openEntry(at, comp)
 	if f == nil || err != nil {
 		return nil, err

@@ -2,7 +2,6 @@ package overlay
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,18 +12,20 @@ import (
 	"deployx/snapshot"
 )
 
-// A merged is a view of base and some sealed layers that reads the layers
-// themselves, by overlayfs's own rules (Documentation/filesystems/overlayfs.rst;
+// A merged is a view of base and some layers that reads the layers themselves,
+// by overlayfs's own rules (Documentation/filesystems/overlayfs.rst;
 // fs/overlayfs/namei.c: ovl_lookup). It is what diff, fold and commit look
 // through: they must know in which layer an entry lies, which a mount would
 // not tell.
 type merged struct {
-	roots []*os.File // of the layers, newest first, base last
-	name  string     // the tree below the roots; "" in the plain layout
-	clone *os.File   // the mount below the tree's
+	// roots are the tree's root in each layer, newest first, base last; nil
+	// where a layer has nothing of the tree.
+	roots []*os.File
+	name  string // the tree below the overlay's root, as redirects name it; "" in the plain layout
 	// split is how many of the newest layers are "the change": origin tells
 	// where a directory is known in the view of the layers below those.
-	split int
+	split    int
+	borrowed bool // the roots belong to another view
 }
 
 // A part is one layer's share of a merged directory.
@@ -38,6 +39,8 @@ type mdir struct {
 	v      *merged
 	parts  []part
 	origin string // its path in the view below the split; "." is the tree's root
+
+	borrowed bool // the parts belong to the view
 }
 
 // An entry is what a name in a merged directory stands for.
@@ -63,6 +66,9 @@ func (e *entry) close() {
 }
 
 func (m *mdir) close() {
+	if m.borrowed {
+		return
+	}
 	for _, p := range m.parts {
 		p.f.Close() //nolint:errcheck // O_PATH
 	}
@@ -77,13 +83,13 @@ func (d *Driver) view(layers []snapshot.LayerID) (v *merged, err error) {
 		}
 	}()
 	for i := len(layers) - 1; i >= 0; i-- {
-		f, err := openDir(d.current(layers[i]))
+		f, err := d.openLayer(layers[i])
 		if err != nil {
 			return v, err
 		}
 		v.roots = append(v.roots, f)
 	}
-	base, err := d.openBase(v)
+	base, err := d.openBase()
 	if err != nil {
 		return v, err
 	}
@@ -91,66 +97,69 @@ func (d *Driver) view(layers []snapshot.LayerID) (v *merged, err error) {
 	return v, nil
 }
 
-// current is where a layer's content is now: an open layer is not sealed yet.
-func (d *Driver) current(id snapshot.LayerID) string {
-	if d.name != "" {
-		if _, err := os.Lstat(filepath.Join(d.dir(id, "s"), d.name)); errors.Is(err, fs.ErrNotExist) {
-			return d.dir(id, "u")
-		}
-	}
-	return d.lower(id)
+// below is the view without the newest n layers. It lives as long as v does.
+func (v *merged) below(n int) *merged {
+	return &merged{roots: v.roots[n:], name: v.name, borrowed: true}
 }
 
-// openBase opens the bottom root. The subtree layout would walk into the mount
-// on the tree, so it looks through a detached clone of the mount below.
-func (d *Driver) openBase(v *merged) (*os.File, error) {
-	if d.name != "" {
-		var err error
-		v.clone, err = openTree(unix.AT_FDCWD, d.base(), unix.OPEN_TREE_CLONE)
-		if err != nil {
-			return nil, err
+// openLayer opens the tree's root in a layer, wherever it is now: an open layer
+// is not sealed yet. Nil if the layer changed nothing.
+func (d *Driver) openLayer(id snapshot.LayerID) (*os.File, error) {
+	if d.name == "" {
+		return openDir(d.dir(id, "u"))
+	}
+	for _, sub := range []string{"s", "u"} {
+		f, err := openDir(filepath.Join(d.dir(id, sub), d.name))
+		if !errors.Is(err, fs.ErrNotExist) {
+			return f, err
 		}
-		return openAt(int(v.clone.Fd()), ".", unix.O_PATH|unix.O_DIRECTORY)
 	}
-	if _, err := os.Lstat(d.base()); err == nil && !sameMount(d.base(), d.layers) {
-		return openDir(d.base())
+	_, err := os.Lstat(d.dir(id, "")) // a layer that is lost must not pass for an empty one
+	return nil, err
+}
+
+// openBase opens the tree's root in base. The subtree layout would walk into
+// the mount on the tree, so it looks through a detached clone of the mount
+// below.
+func (d *Driver) openBase() (*os.File, error) {
+	if d.name == "" {
+		if _, err := os.Lstat(d.base()); err == nil && !sameMount(d.base(), d.layers) {
+			return openDir(d.base())
+		}
+		return openDir(d.tree)
 	}
-	return openDir(d.tree)
+	clone, err := openTree(unix.AT_FDCWD, d.base(), unix.OPEN_TREE_CLONE)
+	if err != nil {
+		return nil, err
+	}
+	defer clone.Close() //nolint:errcheck // what is opened in it keeps it
+	return openAt(int(clone.Fd()), d.name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 }
 
 func (v *merged) close() {
-	for _, f := range append(v.roots, v.clone) {
+	if v.borrowed {
+		return
+	}
+	for _, f := range v.roots {
 		if f != nil {
 			f.Close() //nolint:errcheck // O_PATH
 		}
 	}
 }
 
-// root is the tree's root in the view.
+// root is the tree's root in the view. It borrows the roots.
 func (v *merged) root() (*entry, error) {
-	var all []part
+	e := &entry{dir: &mdir{v: v, origin: ".", borrowed: true}}
 	for i, f := range v.roots {
-		c, err := openAt(int(f.Fd()), ".", unix.O_PATH|unix.O_DIRECTORY)
-		if err != nil {
-			return nil, err
+		if f != nil {
+			e.dir.parts = append(e.dir.parts, part{i, f})
 		}
-		all = append(all, part{i, c})
 	}
-	top := &mdir{v: v, parts: all, origin: "."}
-	if v.name == "" {
-		e := &entry{f: all[0].f, dir: top}
-		return e, unix.Fstat(int(e.f.Fd()), &e.st)
+	e.f, e.layer = e.dir.parts[0].f, e.dir.parts[0].layer
+	if err := unix.Fstat(int(e.f.Fd()), &e.st); err != nil {
+		return nil, &fs.PathError{Op: "fstat", Path: e.f.Name(), Err: err}
 	}
-	defer top.close()
-	e, err := top.lookup(v.name, false)
-	if err == nil && (e == nil || e.dir == nil) {
-		e.close()
-		return nil, fmt.Errorf("%q is not a directory", v.name)
-	}
-	if e != nil {
-		e.dir.origin = "."
-	}
-	return e, err
+	return e, nil
 }
 
 // resolve finds a path of the view; nil if there is nothing.
@@ -210,11 +219,11 @@ func join(dir, name string) string {
 // of the view.
 func (v *merged) clean(redirect string) string {
 	p := strings.TrimPrefix(redirect, "/")
-	if v.name == "" {
-		return p
+	if v.name != "" {
+		p = strings.TrimPrefix(strings.TrimPrefix(p, v.name), "/")
 	}
-	if p == v.name {
+	if p == "" {
 		return "."
 	}
-	return strings.TrimPrefix(p, v.name+"/")
+	return p
 }

@@ -83,7 +83,7 @@ func layout(layers, tree string, plain bool) (name string, err error) {
 	b, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		b = []byte("subtree\n")
-		if plain || within(layers, filepath.Dir(tree)) || !sameMount(tree, filepath.Dir(tree)) {
+		if plain || !subtreeFits(layers, tree) {
 			b = []byte("plain\n")
 		}
 		err = durable.Write(file, b)
@@ -100,6 +100,11 @@ func layout(layers, tree string, plain bool) (name string, err error) {
 		Code: snapshot.CodeUnsupported, Msg: fmt.Sprintf("%s names a layout that this deployx does not know: %q", file, b),
 		Hint: "use the deployx that wrote it; nothing was touched",
 	}
+}
+
+func subtreeFits(layers, tree string) bool {
+	parent := filepath.Dir(tree)
+	return !within(layers, parent) && sameMount(tree, parent)
 }
 
 // within holds if path is dir or lies below it. Both are absolute and clean.
@@ -168,4 +173,21 @@ func mountID(path string) (uint64, error) {
 		return 0, fmt.Errorf("%q is not a directory", path)
 	}
 	return st.Mnt_id, nil
+}
+
+// LayoutFor tells in words which layout a tree has, or would get with its
+// files in state.
+func LayoutFor(tree, state string) string {
+	layers := filepath.Join(state, "layers")
+	b, err := os.ReadFile(filepath.Join(layers, "layout"))
+	if err != nil {
+		b = []byte("subtree\n")
+		if !subtreeFits(layers, tree) {
+			b = []byte("plain\n")
+		}
+	}
+	if string(b) == "plain\n" {
+		return "plain (the layers lie below the tree's parent, or the tree is a mount: the kernel notes each swap in its log)"
+	}
+	return "subtree (the overlay covers the tree's parent and shows the tree; swaps are silent)"
 }

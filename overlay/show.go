@@ -118,11 +118,31 @@ func (d *Driver) detached(v snapshot.View) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mount %d layers on %q: %w", len(s.lowers), d.tree, err)
 	}
+	if err := d.checkWritable(m); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
 	if d.name == "" {
 		return m, nil
 	}
 	sub, err := openTree(int(m.Fd()), d.name, unix.OPEN_TREE_CLONE)
 	return sub, errors.Join(err, m.Close())
+}
+
+// checkWritable refuses a mount that the kernel made read-only because it could
+// not prepare the work directory, which it only tells its log.
+func (d *Driver) checkWritable(m *os.File) error {
+	var st, layers unix.Statfs_t
+	if err := unix.Fstatfs(int(m.Fd()), &st); err != nil {
+		return &fs.PathError{Op: "statfs", Path: m.Name(), Err: err}
+	}
+	if st.Flags&unix.ST_RDONLY == 0 {
+		return nil
+	}
+	cause := unix.EROFS
+	if unix.Statfs(d.layers, &layers) == nil && layers.Flags&unix.ST_RDONLY == 0 {
+		cause = unix.ENOSPC
+	}
+	return &fs.PathError{Op: "prepare layer", Path: d.layers, Err: cause}
 }
 
 // lowers are the directories to stack, newest first, base last.

@@ -13,7 +13,10 @@ import (
 	"deployx/snapshot"
 )
 
-func TestMain(m *testing.M) { testns.Main(m) }
+func TestMain(m *testing.M) {
+	playRole()
+	testns.Main(m)
+}
 
 func sh(t testing.TB, dir, cmd string) {
 	t.Helper()

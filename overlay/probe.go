@@ -1,0 +1,159 @@
+package overlay
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/snapshot"
+)
+
+// Probe tries on this host, with this tree as lower and state's filesystem as
+// upper, everything that the driver needs or likes to have. It mounts below
+// state only, and leaves nothing behind.
+func Probe(tree, state string) []snapshot.Check {
+	p := prober{tree: tree, has: allFeatures()}
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		return []snapshot.Check{{Name: "state directory", Needed: true, Detail: err.Error()}}
+	}
+	dir, err := os.MkdirTemp(state, "probe-")
+	if err != nil {
+		return []snapshot.Check{{Name: "state directory", Needed: true, Detail: err.Error()}}
+	}
+	p.dir = dir
+	p.run()
+	if err := os.RemoveAll(dir); err != nil {
+		p.note("clean up", false, false, err.Error())
+	}
+	return p.checks
+}
+
+type prober struct {
+	tree, dir string
+	has       features
+	checks    []snapshot.Check
+}
+
+func (p *prober) note(name string, ok, needed bool, detail string) {
+	p.checks = append(p.checks, snapshot.Check{Name: name, OK: ok, Needed: needed, Detail: detail})
+}
+
+// try notes the outcome of a needed step, and tells whether to go on.
+func (p *prober) try(name string, err error) bool {
+	detail := ""
+	if err != nil {
+		detail = err.Error()
+	}
+	p.note(name, err == nil, true, detail)
+	return err == nil
+}
+
+func (p *prober) run() {
+	for _, d := range []string{"l", "l/d", "u", "w", "at"} {
+		if !p.try("make directories", os.Mkdir(filepath.Join(p.dir, d), 0o700)) {
+			return
+		}
+		p.checks = p.checks[:len(p.checks)-1] // only a failure is worth a line
+	}
+	if !p.try("prepare a lower", os.WriteFile(filepath.Join(p.dir, "l/f"), []byte("base"), 0o600)) {
+		return
+	}
+	p.checks = p.checks[:0]
+	m, err := p.mount(p.tree)
+	if !p.try("overlay of this tree", err) {
+		return
+	}
+	m.Close() //nolint:errcheck // a mount handle
+	m, err = p.mount(filepath.Join(p.dir, "l"))
+	if !p.try("overlay on the state's filesystem", err) {
+		return
+	}
+	defer m.Close() //nolint:errcheck // a mount handle
+	p.note("layers by descriptor (Linux 6.13)", p.has.lowerFD, false, "")
+	p.note("any number of layers (lowerdir+, Linux 6.5)", p.has.lowerdir, false, "")
+	p.use(m)
+}
+
+func (p *prober) mount(lower string) (*os.File, error) {
+	for _, d := range []string{"u", "w"} { // a fresh upper each time
+		if err := os.RemoveAll(filepath.Join(p.dir, d)); err != nil {
+			return nil, err
+		}
+		if err := os.Mkdir(filepath.Join(p.dir, d), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	return p.has.newOverlay(spec{
+		source: "deployx-probe", upper: filepath.Join(p.dir, "u"), work: filepath.Join(p.dir, "w"),
+		lowers: []string{lower},
+	}, filepath.Join(p.dir, "stage"))
+}
+
+// use works in the detached mount, then swaps it.
+func (p *prober) use(m *os.File) {
+	at := int(m.Fd())
+	if !p.try("rename a directory (redirect_dir)", unix.Renameat(at, "d", at, "e")) {
+		return
+	}
+	err := unix.Fchmodat(at, "f", 0o640, 0)
+	if err == nil {
+		err = p.wasMetacopy()
+	}
+	p.note("change a mode without copying data (metacopy)", err == nil, false, text(err))
+	p.swap(m)
+}
+
+func (p *prober) wasMetacopy() error {
+	f, err := openAt(unix.AT_FDCWD, filepath.Join(p.dir, "u/f"), unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // O_PATH
+	v, err := xattr(f, private+"metacopy")
+	if err == nil && v == nil {
+		err = errors.New("the file was copied")
+	}
+	return err
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// swap tries the atomic change of mounts and the proof after it.
+func (p *prober) swap(m *os.File) {
+	at := filepath.Join(p.dir, "at")
+	second, err := openTree(int(m.Fd()), "", unix.OPEN_TREE_CLONE|unix.AT_EMPTY_PATH)
+	if !p.try("clone a mount", err) {
+		return
+	}
+	defer second.Close() //nolint:errcheck // a mount handle
+	if !p.try("mount over a directory", attach(m, at, 0)) {
+		return
+	}
+	defer func() {
+		for !sameMount(at, p.dir) {
+			if err := unmountTop(at); err != nil {
+				p.note("unmount", false, false, err.Error())
+				return
+			}
+		}
+	}()
+	err = attach(second, at, moveMountBeneath)
+	p.note("swap without a gap (MOVE_MOUNT_BENEATH, Linux 6.5)", err == nil, false,
+		orElse(text(err), "", "each swap shows base for some microseconds: "))
+	p.try("prove that nobody writes (read-only superblock)", freeze(m))
+}
+
+func orElse(detail, none, prefix string) string {
+	if detail == "" {
+		return none
+	}
+	return fmt.Sprint(prefix, detail)
+}

@@ -1,0 +1,203 @@
+package shell
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+var quick = Grace{Interrupt: 200 * time.Millisecond, Terminate: 200 * time.Millisecond}
+
+// stubborn are commands that print a line once they are all there and then stay.
+var stubborn = map[string]string{
+	"child":       "sh -c 'echo; exec sleep 1000'; sleep 1001",
+	"shell loop":  "echo; while :; do :; done; sleep 1001",
+	"function":    "f() { echo; while :; do :; done; }; f; sleep 1001",
+	"read":        "echo; while :; do read x </dev/zero; done",
+	"setsid":      "setsid sh -c 'sleep 1000 & echo; wait'; sleep 1001",
+	"double fork": "(setsid sh -c 'echo; exec sleep 1000' &) ; sleep 1000; sleep 1001",
+	"no INT":      "(trap '' INT; echo; sleep 1000; sleep 1000); sleep 1001",
+	"no TERM":     "sh -c 'trap \"\" INT TERM; echo; while :; do sleep 1000; done'; sleep 1001",
+	"stopped":     "sh -c 'echo; kill -STOP $$'; sleep 1001",
+	"background":  "sleep 1000 & sh -c 'echo; exec sleep 1000'; sleep 1001",
+	"pipeline":    "{ echo; sleep 1000; } | cat; sleep 1001",
+}
+
+func TestCancel(t *testing.T) {
+	each(t, func(t *testing.T, program string) {
+		s := start(t, Options{Program: program, Grace: quick})
+		run(t, s, "export kept=1")
+		for name, text := range stubborn {
+			var out bytes.Buffer
+			r, err := s.Run(t.Context(), Command{Text: text, Stdout: &trigger{&out, s.Interrupt}})
+			if err != nil || r.ExitCode != 130 || !r.Interrupted || r.TimedOut || out.String() != "\n" {
+				t.Errorf("%s: %v %d %+v %q", name, err, r.ExitCode, r.Restarted, out.String())
+			}
+			if left := s.group.started(s.PID()); len(left) > 0 || len(r.Survivors) > 0 {
+				t.Errorf("%s: %v left", name, left)
+			}
+			if program == "bash" && r.Restarted {
+				t.Errorf("%s: the shell is lost", name)
+			}
+			says(t, s, "echo $kept", "1\n")
+		}
+	})
+}
+
+// A host without cgroup v2, without root, or without both.
+func TestCancelFallbacks(t *testing.T) {
+	for _, force := range []fallback{{noCgroup: true}, {noSlack: true}, {noCgroup: true, noSlack: true}} {
+		s := start(t, Options{Grace: quick, force: force})
+		_, _, r := run(t, s, "sleep 1000 & :")
+		t.Cleanup(func() {
+			for _, p := range r.Survivors {
+				unix.Kill(p.PID, unix.SIGKILL)
+			}
+		})
+		if len(r.Survivors) != 1 || r.Survivors[0].Name != "sleep" {
+			t.Fatalf("%+v: %v", force, r.Survivors)
+		}
+		for name, text := range stubborn {
+			if force.noCgroup && force.noSlack && (name == "double fork" || name == "setsid") {
+				continue // what docs/shell.md says is missed there
+			}
+			r, err := s.Run(t.Context(), Command{Text: text, Stdout: &trigger{nil, s.Interrupt}})
+			if err != nil || r.ExitCode != 130 || len(r.Survivors) > 0 {
+				t.Errorf("%+v: %s: %v %+v", force, name, err, r.Survivors)
+			}
+		}
+		if !alive(r.Survivors[0].PID) {
+			t.Errorf("%+v: another command's job is gone", force)
+		}
+	}
+}
+
+func TestTimeout(t *testing.T) {
+	s := start(t, Options{Grace: quick})
+	_, _, r := runCommand(t, s, Command{Text: "x=1; sleep 1000", Timeout: 10 * time.Millisecond})
+	if r.ExitCode != 124 || !r.TimedOut || r.Interrupted || r.Restarted {
+		t.Errorf("%+v", r)
+	}
+	says(t, s, "echo $x", "1\n")
+	_, _, r = runCommand(t, s, Command{Text: "trap : INT; while :; do :; done", Timeout: 10 * time.Millisecond})
+	if r.ExitCode != 124 || !r.Restarted {
+		t.Errorf("%+v", r)
+	}
+	says(t, s, "echo $x", "1\n") // as of the last finished command
+}
+
+func TestContextCancels(t *testing.T) {
+	s := start(t, Options{Grace: quick})
+	ctx, cancel := context.WithCancel(t.Context())
+	r, err := s.Run(ctx, Command{Text: stubborn["child"], Stdout: &trigger{nil, cancel}})
+	if err != nil || r.ExitCode != 130 || !r.Interrupted {
+		t.Errorf("%+v %v", r, err)
+	}
+	if _, err := s.Run(ctx, Command{Text: "echo"}); err == nil && ctx.Err() == nil {
+		t.Error("ran")
+	}
+}
+
+func TestInterruptWhenIdle(t *testing.T) {
+	s := start(t, Options{})
+	s.Interrupt()
+	says(t, s, "echo ok", "ok\n")
+	s.Interrupt()
+	says(t, s, "echo ok", "ok\n")
+}
+
+// Jobs outlive their command, are named, and are not touched by what comes later.
+func TestJobs(t *testing.T) {
+	each(t, func(t *testing.T, program string) {
+		s := start(t, Options{Program: program, Grace: quick})
+		out, _, r := run(t, s, "sleep 1000 & nohup sleep 1000 >/dev/null 2>&1 & (setsid sleep 1000 &); echo started")
+		names := []string{}
+		for _, p := range r.Survivors {
+			names = append(names, p.Name)
+		}
+		if out != "started\n" || len(names) != 3 || !slices.Contains(names, "sleep") && program != "busybox" {
+			t.Errorf("%q %v", out, r.Survivors)
+		}
+		if r := says(t, s, "echo next", "next\n"); len(r.Survivors) != 0 {
+			t.Errorf("%v", r.Survivors)
+		}
+		s.Run(t.Context(), Command{Text: stubborn["child"], Stdout: &trigger{nil, s.Interrupt}})
+		for _, p := range r.Survivors {
+			if !alive(p.PID) {
+				t.Errorf("%v is gone", p)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range r.Survivors {
+			if !alive(p.PID) {
+				t.Errorf("%v is gone after Close", p)
+			}
+			unix.Kill(p.PID, unix.SIGKILL)
+			waitGone(t, p.PID)
+		}
+	})
+}
+
+// What a job prints after its command's end goes to Late.
+func TestLate(t *testing.T) {
+	s := start(t, Options{Grace: Grace{Drain: time.Millisecond}})
+	fifo := t.TempDir() + "/go"
+	run(t, s, "mkfifo "+fifo)
+	late := make(chan string, 10)
+	c := Command{
+		Text: "{ read x <" + fifo + "; echo late; echo err >&2; } & echo now",
+		Late: func(stream Stream, p []byte) { late <- stream.String() + " " + string(p) },
+	}
+	out, _, r := runCommand(t, s, c)
+	if out != "now\n" || len(r.Survivors) != 1 {
+		t.Errorf("%q %v", out, r.Survivors)
+	}
+	says(t, s, "echo >"+fifo+"; wait; echo done", "done\n")
+	got := []string{<-late, <-late}
+	slices.Sort(got)
+	if strings.Join(got, "") != "stderr err\nstdout late\n" {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestCloseWhileRunning(t *testing.T) {
+	s := start(t, Options{})
+	r, w := io.Pipe()
+	done := make(chan Result, 1)
+	go func() {
+		res, _ := s.Run(context.Background(), Command{Text: "sh -c 'trap \"\" INT TERM; echo $$; sleep 1000 & wait; wait'", Stdout: w})
+		done <- res
+	}()
+	buf := make([]byte, 20)
+	n, err := r.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if res := <-done; res.ExitCode != 130 || !res.Restarted {
+		t.Errorf("%+v", res)
+	}
+	waitGone(t, number(t, string(buf[:n])))
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Run(context.Background(), Command{}); err != ErrClosed {
+		t.Error(err)
+	}
+	if err := s.Leave(context.Background()); err != ErrClosed {
+		t.Error(err)
+	}
+	if _, err := s.Enter(context.Background()); err != ErrClosed {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,119 @@
+package wire
+
+import "deployx/snapshot"
+
+// Register is agent_register: who the agent is and what it looks after.
+type Register struct {
+	AgentID    string     `json:"agent_id"`
+	MachineID  string     `json:"machine_id"`
+	DeviceName string     `json:"device_name"`
+	IPAddress  string     `json:"ip_address"`
+	OS         string     `json:"os"`
+	Shells     []string   `json:"shells"`
+	SystemInfo SystemInfo `json:"system_info"`
+	Version    string     `json:"version"`
+	Driver     string     `json:"driver"` // of the default tree, "" while it has none
+	Trees      []Tree     `json:"trees"`
+	Running    []string   `json:"running"` // ids of commands and batches
+}
+
+// SystemInfo is what legacy backends show of a device. Sizes are bytes.
+type SystemInfo struct {
+	Hostname        string `json:"hostname"`
+	OS              string `json:"os"`
+	OSVersion       string `json:"os_version"`
+	OSRelease       string `json:"os_release"`
+	Architecture    string `json:"architecture"`
+	Processor       string `json:"processor"`
+	CPUCount        int    `json:"cpu_count"`
+	MemoryTotal     uint64 `json:"memory_total"`
+	MemoryAvailable uint64 `json:"memory_available"`
+	DiskTotal       uint64 `json:"disk_total"`
+	DiskFree        uint64 `json:"disk_free"`
+	MachineID       string `json:"machine_id"`
+	IPAddress       string `json:"ip_address"`
+	MACAddress      string `json:"mac_address"`
+}
+
+// Tree is a tree in agent_register.
+type Tree struct {
+	Path      string      `json:"path"`
+	Driver    string      `json:"driver,omitempty"`
+	Head      snapshot.ID `json:"head"` // "" is base
+	Snapshots int         `json:"snapshots"`
+	Error     string      `json:"error,omitempty"` // why it cannot be used
+}
+
+// Failure is why a request was not done: the error of an acknowledgement, and
+// with Event and the ids the event error.
+type Failure struct {
+	Code       string            `json:"code"`
+	Message    string            `json:"message"`
+	Processes  []snapshot.Holder `json:"processes,omitempty"`
+	Paths      []string          `json:"paths,omitempty"`
+	Event      string            `json:"event,omitempty"`
+	CommandID  string            `json:"command_id,omitempty"`
+	BatchID    string            `json:"batch_id,omitempty"`
+	SnapshotID string            `json:"snapshot_id,omitempty"`
+}
+
+// AgentCompleted is command_completed, batch_command_completed and
+// deployment_command_completed as the agent sends them.
+type AgentCompleted struct {
+	Completed
+	Code    string `json:"code,omitempty"`
+	Warning string `json:"warning,omitempty"`
+	NotRun  bool   `json:"not_run,omitempty"` // it was never started
+}
+
+// DeploymentCompleted is deployment_command_completed: a legacy backend's
+// restore button works with is_destructive, backup_created and backup_id.
+type DeploymentCompleted struct {
+	AgentCompleted
+	Error         string `json:"error"` // there even if empty
+	IsDestructive bool   `json:"is_destructive"`
+	BackupCreated bool   `json:"backup_created"`
+	BackupID      string `json:"backup_id,omitempty"`
+	DisplayCmd    string `json:"display_command,omitempty"`
+	ExecutionID   any    `json:"execution_id,omitempty"`
+	Group         bool   `json:"group_execution,omitempty"`
+}
+
+// DeploymentOutput is deployment_command_output.
+type DeploymentOutput struct {
+	AgentID   string `json:"agent_id"`
+	CommandID string `json:"command_id"`
+	Output    string `json:"output"`
+}
+
+// AgentOutput is command_output as the agent sends it.
+type AgentOutput struct {
+	AgentID string `json:"agent_id"`
+	Output
+}
+
+// BatchProgress is batch_command_progress.
+type BatchProgress struct {
+	AgentID string `json:"agent_id"`
+	BatchID string `json:"batch_id"`
+	Index   int    `json:"command_index"`
+	Command string `json:"command"`
+	Output  string `json:"output"`
+	Status  string `json:"status"` // "running"
+}
+
+// Outcome is one of the small legacy results: rollback_status,
+// rollback_result, batch_rollback_status, batch_rollback_result,
+// cleanup_result, shell_started, shell_stopped.
+type Outcome struct {
+	SnapshotID string `json:"snapshot_id,omitempty"`
+	BatchID    string `json:"batch_id,omitempty"`
+	Shell      string `json:"shell,omitempty"`
+	Status     string `json:"status,omitempty"`
+	Success    *bool  `json:"success,omitempty"`
+	Message    string `json:"message"`
+	Error      string `json:"error,omitempty"`
+	Code       string `json:"code,omitempty"`
+	Removed    *int   `json:"removed,omitempty"`
+	Tree       string `json:"tree,omitempty"`
+}

@@ -1,0 +1,120 @@
+package session
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"deployx/snapshot"
+)
+
+// CheckTree says whether a directory can be a tree, whatever the driver, and
+// returns its path free of symbolic links.
+func CheckTree(path, state string) (string, error) {
+	real, err := filepath.EvalSymlinks(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", refuse("%q does not exist", path)("make the directory first")
+	}
+	if err != nil {
+		return "", err
+	}
+	fi, err := os.Lstat(real)
+	if err != nil {
+		return "", err
+	}
+	if r, err := filepath.EvalSymlinks(state); err == nil {
+		state = r
+	}
+	switch {
+	case !fi.IsDir():
+		return "", refuse("%q is not a directory", path)("name a directory")
+	case real == "/":
+		return "", refuse("the root directory cannot be a tree")("choose the directory that the commands work in, such as /srv/app")
+	case inside(state, real):
+		return "", refuse("%q holds the state directory %q", path, state)("choose another tree, or another --state outside it")
+	case inside(real, state):
+		return "", refuse("%q lies in the state directory %q", path, state)("choose another tree, or another --state")
+	}
+	return real, checkMounts(real)
+}
+
+func refuse(format string, args ...any) func(hint string) error {
+	return func(hint string) error {
+		return &snapshot.Error{Code: snapshot.CodeUnsupported, Msg: fmt.Sprintf(format, args...), Hint: hint}
+	}
+}
+
+// inside holds if path is dir or lies below it.
+func inside(path, dir string) bool {
+	return path == dir || dir == "/" || strings.HasPrefix(path, dir+"/")
+}
+
+func checkMounts(tree string) error {
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return !inside(m.Mountpoint, tree), false
+	})
+	if err != nil {
+		return fmt.Errorf("read mountinfo: %w", err)
+	}
+	e := &snapshot.Error{
+		Code: snapshot.CodeUnsupported, Msg: fmt.Sprintf("%q holds mounts, which a snapshot would not cover:", tree),
+		Hint: "unmount them, or choose a tree without mounts below it",
+	}
+	for _, m := range mounts {
+		if m.Mountpoint == tree && strings.HasPrefix(m.Source, "deployx:") {
+			return refuse("%q is shown by a deployx with another state directory", tree)("use that one (--state), or commit there first")
+		}
+		if m.Mountpoint != tree && !slices.Contains(e.Paths, m.Mountpoint) {
+			e.Paths = append(e.Paths, m.Mountpoint)
+		}
+	}
+	if len(e.Paths) > 0 {
+		return e
+	}
+	return nil
+}
+
+// ChooseStore says where a tree's files are to be kept: below the state
+// directory if that is on the tree's filesystem, else in .deployx at the root
+// of the tree's mount, so that layers and base share a filesystem. Where that
+// cannot be (a tree that is itself a mount, a root that cannot be written), it
+// is the state directory after all.
+func ChooseStore(tree, state string) string {
+	name := snapshot.Name(tree)
+	inState := filepath.Join(state, "trees", name)
+	if sameDevice(tree, existing(state)) {
+		return inState
+	}
+	root := tree
+	for root != "/" && sameDevice(filepath.Dir(root), tree) {
+		root = filepath.Dir(root)
+	}
+	store := filepath.Join(root, ".deployx", name)
+	if root == tree || os.MkdirAll(store, 0o700) != nil {
+		return inState
+	}
+	return store
+}
+
+// existing is path or its nearest parent that exists.
+func existing(path string) string {
+	for path != "/" {
+		if _, err := os.Lstat(path); err == nil {
+			break
+		}
+		path = filepath.Dir(path)
+	}
+	return path
+}
+
+func sameDevice(a, b string) bool {
+	var s, t unix.Stat_t
+	return unix.Lstat(a, &s) == nil && unix.Lstat(b, &t) == nil && s.Dev == t.Dev
+}

@@ -1,0 +1,81 @@
+package session
+
+import (
+	"context"
+	"io"
+	"slices"
+
+	"deployx/snapshot"
+)
+
+// Record is the tree's history. It may be read at any time.
+func (s *Session) Record() *snapshot.Record { return s.rec }
+
+// Abandon closes a session that has changed nothing, without a look at the
+// tree.
+func (s *Session) Abandon() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dropShell()
+	s.drv.Close() //nolint:errcheck // nothing was written
+}
+
+// Comparison is two states of the tree: before and after one entry of the
+// history, or base and now.
+type Comparison struct {
+	drv           snapshot.Driver
+	below, layers []snapshot.LayerID
+}
+
+// Compare makes the comparison for an entry; "" is everything since base, with
+// what others have written since the last command. It takes no lock: what it
+// reads of a sealed layer never changes.
+func (s *Session) Compare(ctx context.Context, id snapshot.ID, f func(Comparison) error) error {
+	c := Comparison{drv: s.drv}
+	if id == "" {
+		h := s.rec.Head()
+		v, err := s.rec.View(h)
+		if err != nil {
+			return err
+		}
+		c.layers = v.Layers
+		if v.Open != "" {
+			if _, err := s.drv.Dirty(ctx, v); err != nil {
+				return err
+			}
+			c.layers = append(c.layers, v.Open)
+		}
+		return f(c)
+	}
+	e, err := s.rec.Snapshot(id)
+	if err != nil || e.Layer == "" {
+		if err == nil {
+			err = f(c)
+		}
+		return err
+	}
+	below, err := s.rec.Layers(e.Parent)
+	if err != nil {
+		return err
+	}
+	if n := len(below); n > 0 && below[n-1] == e.Layer {
+		below = below[:n-1] // a shared layer is told as a whole
+	}
+	c.below, c.layers = below, []snapshot.LayerID{e.Layer}
+	return f(c)
+}
+
+// Changes lists what differs, in path order.
+func (c Comparison) Changes(ctx context.Context, visit func(snapshot.Change) error) error {
+	return c.drv.Changes(ctx, c.below, c.layers, visit)
+}
+
+// Before opens a file as it was.
+func (c Comparison) Before(ctx context.Context, path string) (io.ReadCloser, error) {
+	return c.drv.Open(ctx, c.below, path)
+}
+
+// After opens a file as it became.
+func (c Comparison) After(ctx context.Context, path string) (io.ReadCloser, error) {
+	return c.drv.Open(ctx, append(slices.Clone(c.below), c.layers...), path)
+}

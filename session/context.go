@@ -1,0 +1,104 @@
+package session
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"deployx/shell"
+	"deployx/snapshot"
+)
+
+// ensureShell starts the shell with the record's context, if it does not run.
+func (s *Session) ensureShell(ctx context.Context) error {
+	if s.sh != nil {
+		return nil
+	}
+	c, err := s.loadContext(s.rec.Head().Context)
+	if err != nil {
+		return err
+	}
+	o := s.o.Shell
+	o.Context, o.Dir = c, s.o.Tree.Path
+	if o.Env == nil {
+		o.Env = shell.CleanEnv(shell.EnvOptions{User: o.User})
+	}
+	o.Env = append(slices.Clone(o.Env), "DEPLOYX_TREE="+s.o.Tree.Path)
+	sh, err := shell.Start(ctx, o)
+	if err != nil {
+		return &snapshot.Error{Code: snapshot.CodeFailedToStart, Msg: "the shell could not be started", Err: err}
+	}
+	s.sh = sh
+	s.setLive(sh)
+	return nil
+}
+
+func (s *Session) dropShell() {
+	if s.sh == nil {
+		return
+	}
+	s.setLive(nil)
+	if err := s.sh.Close(); err != nil {
+		s.o.Warn(fmt.Sprintf("close shell: %v", err))
+	}
+	s.sh = nil
+}
+
+func (s *Session) setLive(sh *shell.Shell) {
+	s.now.Lock()
+	defer s.now.Unlock()
+	s.live = sh
+}
+
+// Interrupt stops the command that runs now: SIGINT, then TERM, then KILL. It
+// does not wait, and does nothing when no command runs.
+func (s *Session) Interrupt() {
+	s.now.Lock()
+	sh := s.live
+	s.now.Unlock()
+	if sh != nil {
+		sh.Interrupt()
+	}
+}
+
+func (s *Session) contextFile(hash string) string {
+	return filepath.Join(s.o.Tree.Store, "contexts", hash)
+}
+
+// saveContext keeps a shell's context under the hash of its content.
+func (s *Session) saveContext(c shell.Context) (string, error) {
+	if len(c) == 0 {
+		return "", nil
+	}
+	sum := sha256.Sum256(c)
+	hash := hex.EncodeToString(sum[:16])
+	if _, err := os.Lstat(s.contextFile(hash)); err == nil {
+		return hash, nil
+	}
+	return hash, writeNew(s.contextFile(hash), c)
+}
+
+// loadContext reads a context; one that is lost, or was cut off by a power
+// failure before its command was reported, is named and not guessed at.
+func (s *Session) loadContext(hash string) (shell.Context, error) {
+	if hash == "" {
+		return nil, nil
+	}
+	c, err := os.ReadFile(s.contextFile(hash))
+	if errors.Is(err, fs.ErrNotExist) {
+		s.o.Warn(fmt.Sprintf("the shell's context %s is lost; the shell starts anew", hash))
+		return nil, nil
+	}
+	sum := sha256.Sum256(c)
+	if err == nil && hex.EncodeToString(sum[:16]) != hash {
+		s.o.Warn(fmt.Sprintf("the shell's context %s is damaged; the shell starts anew", hash))
+		return nil, nil
+	}
+	return c, err
+}

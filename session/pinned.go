@@ -1,0 +1,91 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/snapshot"
+)
+
+// stopGrace is the time between SIGTERM and SIGKILL for the processes that a
+// policy of stop ends.
+const stopGrace = 5 * time.Second
+
+// pinned names the tree's holders after the policy has been applied: none are
+// left under stop, and refuse makes them an error.
+func (s *Session) pinned(ctx context.Context) ([]snapshot.Holder, error) {
+	h, err := s.drv.Holders(ctx)
+	if err != nil || len(h) == 0 || s.o.OnPinned == Share {
+		return h, err
+	}
+	if s.o.OnPinned == Refuse {
+		return nil, busy(s.o.Tree.Path, h)
+	}
+	return nil, s.stopHolders(ctx, h)
+}
+
+func busy(tree string, h []snapshot.Holder) error {
+	return &snapshot.Error{
+		Code: snapshot.CodeTreeBusy, Msg: fmt.Sprintf("%q is held by running processes", tree), Holders: h,
+		Hint: "stop them, move them out of the tree (cd /), or let deployx stop them with --on-pinned stop",
+	}
+}
+
+// stopHolders ends the holders: SIGTERM, and SIGKILL after stopGrace. Our own
+// ancestors are never stopped: that would be the terminal we were called from.
+func (s *Session) stopHolders(ctx context.Context, h []snapshot.Holder) error {
+	own := ancestors()
+	for _, p := range h {
+		if p.PID == 0 || own[p.PID] {
+			return busy(s.o.Tree.Path, h)
+		}
+	}
+	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+		for _, p := range h {
+			_ = unix.Kill(p.PID, sig) // it may have ended by itself
+		}
+		for end := time.Now().Add(stopGrace); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+			left, err := s.drv.Holders(ctx)
+			if err != nil || len(left) == 0 {
+				return err
+			}
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			h = left
+		}
+	}
+	return busy(s.o.Tree.Path, h)
+}
+
+// ancestors are this process and those that it was started from.
+func ancestors() map[int]bool {
+	own := map[int]bool{}
+	for pid := os.Getpid(); pid > 1; pid = parent(pid) {
+		own[pid] = true
+	}
+	return own
+}
+
+func parent(pid int) int {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0
+	}
+	// pid (comm) state ppid: comm may hold anything (proc_pid_stat(5))
+	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	if len(f) < 2 {
+		return 0
+	}
+	n, err := strconv.Atoi(f[1])
+	if err != nil {
+		return 0
+	}
+	return n
+}

@@ -1,0 +1,88 @@
+package session
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/internal/testns"
+	"deployx/overlay"
+	"deployx/snapshot"
+)
+
+func TestMain(m *testing.M) { testns.Main(m) }
+
+// rig is a session on a tree of its own, in the subtree layout.
+type rig struct {
+	testing.TB
+	*Session
+	tree string
+	opts Options
+}
+
+func newRig(t testing.TB) *rig {
+	testns.Need(t)
+	dir := t.TempDir()
+	r := &rig{TB: t, tree: filepath.Join(dir, "srv", "app")}
+	if err := os.MkdirAll(r.tree, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	state := filepath.Join(dir, "state")
+	r.opts = Options{
+		State: snapshot.NewState(state),
+		Tree:  snapshot.Tree{Path: r.tree, Driver: overlay.Name, Created: time.Now(), Store: ChooseStore(r.tree, state)},
+		OpenDriver: func(_ context.Context, t snapshot.Tree) (snapshot.Driver, error) {
+			return overlay.New(overlay.Options{Tree: t.Path, State: t.Store})
+		},
+		Warn: func(s string) { t.Log("warning:", s) },
+	}
+	if err := r.opts.State.Add(r.opts.Tree); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for unix.Unmount(r.tree, unix.MNT_DETACH) == nil { //nolint:revive // until nothing is mounted
+		}
+	})
+	r.reopen()
+	t.Cleanup(func() {
+		if err := r.Session.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+// reopen opens a second session, as another process would.
+func (r *rig) reopen() {
+	r.Helper()
+	s, err := Open(context.Background(), r.opts)
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.Session = s
+}
+
+// run runs a command and returns its result and what it printed.
+func (r *rig) run(text string) (Result, string) {
+	r.Helper()
+	var out bytes.Buffer
+	res, err := r.Run(context.Background(), Command{Text: text, Stdout: &out, Stderr: &out})
+	if err != nil {
+		r.Fatalf("%s: %v", text, err)
+	}
+	return res, out.String()
+}
+
+func (r *rig) rollback(id snapshot.ID) Undo {
+	r.Helper()
+	u, err := r.Rollback(context.Background(), Target{ID: id}, RollbackOptions{})
+	if err != nil {
+		r.Fatal(err)
+	}
+	return u
+}

@@ -1,0 +1,302 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"deployx/internal/crash"
+	"deployx/snapshot"
+)
+
+// Target says what to roll back: exactly one field is set.
+type Target struct {
+	ID    snapshot.ID // this snapshot and all above
+	Batch string      // a batch's first command and all above
+	Last  int         // this many newest commands
+	All   bool        // everything
+}
+
+// Undo is what a rollback or a redo did, or with DryRun would do.
+type Undo struct {
+	Dropped  []snapshot.Snapshot // newest first; for a redo, what came back
+	Dir      string              // where the shell is now
+	Context  string
+	DryRun   bool
+	Duration time.Duration // until the tree shows it
+	Verified bool          // the tree was seen to show the target
+	Plain    bool          // no layer is left: a plain directory again
+	Late     bool          // somebody wrote in the last moment; redo shows it
+}
+
+// RollbackOptions refine a rollback.
+type RollbackOptions struct {
+	DryRun bool
+	Drift  OnDrift
+}
+
+// Rollback puts the tree back to what it was just before the target, all or
+// nothing: on error it shows what it showed.
+func (s *Session) Rollback(ctx context.Context, t Target, o RollbackOptions) (u Undo, err error) {
+	err = s.exclusively(ctx, func() error {
+		u, err = s.rollback(ctx, t, o)
+		return err
+	})
+	return u, err
+}
+
+func (s *Session) rollback(ctx context.Context, t Target, o RollbackOptions) (Undo, error) {
+	start := time.Now()
+	id, err := s.find(t)
+	if err != nil {
+		return Undo{}, err
+	}
+	dropped, err := s.rec.Above(id)
+	if err != nil {
+		return Undo{}, err
+	}
+	h := s.rec.Head()
+	drift, err := s.openDrift(ctx, h)
+	if err != nil {
+		return Undo{}, err
+	}
+	if o.Drift != DriftDrop {
+		if err := s.refuseDrift(ctx, h, dropped, drift != nil); err != nil {
+			return Undo{DryRun: o.DryRun, Dropped: dropped}, err
+		}
+	}
+	oldest := dropped[len(dropped)-1]
+	u := Undo{Dropped: dropped, Dir: oldest.Dir, Context: oldest.Context, DryRun: o.DryRun}
+	if drift != nil {
+		u.Dropped = append([]snapshot.Snapshot{*drift}, dropped...)
+	}
+	if o.DryRun {
+		return u, nil
+	}
+	to := snapshot.Head{Snapshot: oldest.Parent, Context: oldest.Context, Open: h.Open}
+	to.Redo = append(h.Redo, snapshot.Frame{Snapshot: h.Snapshot, Context: h.Context})
+	var entries []snapshot.Snapshot
+	if drift != nil {
+		entries = append(entries, *drift)
+		to.Redo[len(to.Redo)-1].Snapshot = drift.ID
+	}
+	err = s.goTo(ctx, h, to, &u, start, entries...)
+	return u, err
+}
+
+func (s *Session) find(t Target) (snapshot.ID, error) {
+	switch {
+	case t.ID != "":
+		return t.ID, nil
+	case t.Batch != "":
+		return s.rec.FirstOfBatch(t.Batch)
+	}
+	left, found := t.Last, snapshot.ID("")
+	for e, err := range s.rec.Chain(s.rec.Head().Snapshot) {
+		if err != nil {
+			return "", err
+		}
+		if e.Kind == snapshot.KindCommand || t.All {
+			found, left = e.ID, left-1
+		}
+		if !t.All && left == 0 {
+			return found, nil
+		}
+	}
+	switch {
+	case found == "":
+		return "", &snapshot.Error{
+			Code: snapshot.CodeUnknownSnapshot, Msg: "there is nothing to roll back: no command is applied",
+			Hint: "deployx log --all lists what was rolled back already",
+		}
+	case !t.All:
+		return "", &snapshot.Error{
+			Code: snapshot.CodeUnknownSnapshot, Msg: fmt.Sprintf("%d commands are applied, fewer than %d", t.Last-left, t.Last),
+			Hint: "deployx log lists them; --all rolls all of them back",
+		}
+	}
+	return found, nil
+}
+
+// openDrift makes the entry for what others wrote since the last command; nil
+// if they did not, or if what they wrote cannot be told from a command's.
+func (s *Session) openDrift(ctx context.Context, h snapshot.Head) (*snapshot.Snapshot, error) {
+	if h.Open == "" || s.owned(h) {
+		return nil, nil
+	}
+	v, err := s.rec.View(h)
+	if err != nil {
+		return nil, err
+	}
+	dirty, err := s.drv.Dirty(ctx, v)
+	if err != nil || !dirty {
+		return nil, err
+	}
+	d := snapshot.Snapshot{ID: snapshot.NewID(), Parent: h.Snapshot, Kind: snapshot.KindDrift, Layer: h.Open, Context: h.Context, Started: time.Now()}
+	d.Changes, err = s.count(ctx, v)
+	return &d, err
+}
+
+// refuseDrift names what others changed that a rollback would throw away.
+func (s *Session) refuseDrift(ctx context.Context, h snapshot.Head, dropped []snapshot.Snapshot, open bool) error {
+	e := &snapshot.Error{
+		Code: snapshot.CodeDriftConflict, Msg: "others changed the tree between the commands; these changes would be lost:",
+		Hint: "roll back with --drift drop to drop them too (redo brings them back), or copy them away first",
+	}
+	add := func(c snapshot.Change) error {
+		if len(e.Paths) < 20 {
+			e.Paths = append(e.Paths, c.Path)
+		}
+		return nil
+	}
+	if open {
+		v, err := s.rec.View(h)
+		if err == nil {
+			err = s.drv.Changes(ctx, v.Layers, []snapshot.LayerID{v.Open}, add)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, d := range dropped {
+		if d.Kind != snapshot.KindDrift || d.Layer == "" {
+			continue
+		}
+		below, err := s.rec.Layers(d.Parent)
+		if err == nil {
+			err = s.drv.Changes(ctx, below, []snapshot.LayerID{d.Layer}, add)
+		}
+		if err != nil {
+			return err
+		}
+		open = true
+	}
+	if !open {
+		return nil
+	}
+	return e
+}
+
+// goTo moves the record from one head to another and the tree with it.
+func (s *Session) goTo(ctx context.Context, from, to snapshot.Head, u *Undo, start time.Time, entries ...snapshot.Snapshot) error {
+	ctx = context.WithoutCancel(ctx) // from here on it is all or nothing
+	v, changed, err := s.target(from, &to, len(entries) > 0)
+	if err != nil {
+		return err
+	}
+	s.dropShell()
+	if changed {
+		if err := s.refusePinned(ctx); err != nil {
+			return err
+		}
+	}
+	if err := s.commit(ctx, to, entries...); err != nil {
+		return err
+	}
+	crash.Point("session.rolled")
+	if changed {
+		t, err := s.drv.Show(ctx, v)
+		if err != nil {
+			return errors.Join(err, s.move(from))
+		}
+		u.Late = t.Late
+		if len(entries) == 0 && !t.Late && !s.owned(from) && from.Open != "" { // it was empty
+			if err := s.drv.Discard(ctx, from.Open); err != nil {
+				return err
+			}
+		}
+	}
+	u.Duration = time.Since(start)
+	shown, err := s.drv.Shown(ctx)
+	u.Verified = err == nil && shown == s.rec.Head().Open
+	if err := s.settle(ctx); err != nil {
+		return fmt.Errorf("unmount: %w", err)
+	}
+	u.Plain = s.rec.Head().Open == ""
+	return err
+}
+
+// target chooses the open layer of the head to go to: the same one if the
+// layers are the same, a new one otherwise.
+func (s *Session) target(from snapshot.Head, to *snapshot.Head, drifted bool) (v snapshot.View, changed bool, err error) {
+	old, err := s.rec.View(from)
+	if err != nil {
+		return v, false, err
+	}
+	layers, err := s.rec.Layers(to.Snapshot)
+	if err != nil {
+		return v, false, err
+	}
+	same := !drifted && !s.owned(from) && len(layers) == len(old.Layers)
+	for i := 0; same && i < len(layers); i++ {
+		same = layers[i] == old.Layers[i]
+	}
+	to.Open = from.Open
+	if !same {
+		to.Open = snapshot.NewLayerID()
+	}
+	return snapshot.View{Layers: layers, Open: to.Open}, !same, nil
+}
+
+// refusePinned refuses while a process holds the tree: a rollback under it
+// would take its own writes along and leave it on the dropped layer.
+func (s *Session) refusePinned(ctx context.Context) error {
+	h, err := s.drv.Holders(ctx)
+	if err != nil || len(h) == 0 {
+		return err
+	}
+	if s.o.OnPinned == Stop {
+		return s.stopHolders(ctx, h)
+	}
+	return busy(s.o.Tree.Path, h)
+}
+
+// Redo undoes the newest n rollbacks. It is possible until something new has
+// been run.
+func (s *Session) Redo(ctx context.Context, n int, o RollbackOptions) (u Undo, err error) {
+	err = s.exclusively(ctx, func() error {
+		u, err = s.redo(ctx, n, o)
+		return err
+	})
+	return u, err
+}
+
+func (s *Session) redo(ctx context.Context, n int, o RollbackOptions) (Undo, error) {
+	start := time.Now()
+	h := s.rec.Head()
+	if n < 1 || n > len(h.Redo) {
+		msg := fmt.Sprintf("%d rollbacks can be taken back, not %d", len(h.Redo), n)
+		if len(h.Redo) == 0 {
+			msg = "there is no rollback to take back"
+		}
+		return Undo{}, &snapshot.Error{
+			Code: snapshot.CodeBadRequest, Msg: msg,
+			Hint: "a rollback can be taken back until something new has been run",
+		}
+	}
+	drift, err := s.openDrift(ctx, h)
+	if err != nil {
+		return Undo{}, err
+	}
+	if drift != nil {
+		return Undo{}, s.refuseDrift(ctx, h, nil, true)
+	}
+	frame := h.Redo[len(h.Redo)-n]
+	to := snapshot.Head{Snapshot: frame.Snapshot, Context: frame.Context, Open: h.Open, Redo: h.Redo[:len(h.Redo)-n]}
+	u := Undo{Context: frame.Context, DryRun: o.DryRun}
+	for e, err := range s.rec.Chain(frame.Snapshot) {
+		if err != nil {
+			return u, err
+		}
+		if e.ID == h.Snapshot {
+			break
+		}
+		u.Dropped = append(u.Dropped, e)
+	}
+	if o.DryRun {
+		return u, nil
+	}
+	err = s.goTo(ctx, h, to, &u, start)
+	return u, err
+}

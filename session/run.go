@@ -1,0 +1,336 @@
+package session
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"deployx/internal/crash"
+	"deployx/shell"
+	"deployx/snapshot"
+)
+
+// Command is a command to run in the tree's shell.
+type Command struct {
+	Text         string
+	ID           string // the caller's name for it, kept in the record
+	BatchID      string
+	CommandIndex int
+	Metadata     json.RawMessage
+	NoSnapshot   bool
+	Dir          string // "" is where the shell is
+	Env          []string
+	Timeout      time.Duration
+
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	TTY            *shell.TTY
+	Late           func(shell.Stream, []byte)
+
+	// Started is called when the snapshot stands and the command is about to
+	// run.
+	Started func(snapshot.Snapshot)
+	// Done is called when the command's record is durable, before the layer for
+	// the next one is put in place.
+	Done func(Result)
+}
+
+// Result is what became of a command.
+type Result struct {
+	Snapshot  snapshot.Snapshot
+	Dir       string // after
+	Restarted bool   // the shell ended; the next command gets a new one
+	Survivors []shell.Process
+	Tail      []byte // the end of its output, both streams as they came
+	Stale     []snapshot.Holder
+}
+
+// Run takes a snapshot and runs c. A command that fails is not an error: its
+// exit status is in the result. An error means that it did not run, or that
+// what it did could not be recorded; the record then says so.
+func (s *Session) Run(ctx context.Context, c Command) (r Result, err error) {
+	if strings.ContainsRune(c.Text, 0) {
+		return r, &snapshot.Error{Code: snapshot.CodeBadRequest, Msg: "the command holds a NUL byte, which no shell can take", Hint: "remove it"}
+	}
+	err = s.exclusively(ctx, func() error {
+		r, err = s.run(ctx, c)
+		return err
+	})
+	return r, err
+}
+
+func (s *Session) run(ctx context.Context, c Command) (Result, error) {
+	point, err := s.point(ctx)
+	if err != nil {
+		return Result{}, fmt.Errorf("take snapshot: %w", err)
+	}
+	if err := s.ensureShell(ctx); err != nil {
+		return Result{}, err
+	}
+	point.Command, point.CommandID, point.Metadata = c.Text, c.ID, c.Metadata
+	point.BatchID, point.CommandIndex, point.NoSnapshot = c.BatchID, c.CommandIndex, c.NoSnapshot
+	point.Dir = s.sh.Context().Dir()
+	if point.Dir == "" {
+		point.Dir = s.o.Tree.Path
+	}
+	if c.Dir != "" {
+		point.Dir = c.Dir
+	}
+	point.Started = time.Now()
+	if err := s.rec.Begin(point); err != nil {
+		return Result{}, fmt.Errorf("note command: %w", err)
+	}
+	crash.Point("session.begun")
+	if c.Started != nil {
+		c.Started(point)
+	}
+	return s.execute(ctx, c, point)
+}
+
+// execute runs the command and records what became of it.
+func (s *Session) execute(ctx context.Context, c Command, point snapshot.Snapshot) (Result, error) {
+	tail := newTail(tailBytes)
+	res, err := s.sh.Run(ctx, shell.Command{
+		Text: c.Text, Dir: c.Dir, Env: append([]string{"DEPLOYX_SNAPSHOT=" + string(point.ID)}, c.Env...),
+		Stdin: c.Stdin, Stdout: tail.tee(c.Stdout), Stderr: tail.tee(c.Stderr), TTY: tail.teeTTY(c.TTY),
+		Timeout: c.Timeout, Late: c.Late,
+	})
+	if err != nil {
+		point.ExitCode, point.Unfinished = -1, true
+		_, e := s.finish(context.WithoutCancel(ctx), point, "")
+		return Result{}, errors.Join(&snapshot.Error{Code: snapshot.CodeFailedToStart, Msg: "the command could not be run", Err: err}, e)
+	}
+	crash.Point("session.ran")
+	ctx = context.WithoutCancel(ctx) // what was done must be recorded
+	if err := s.sh.Leave(ctx); err != nil {
+		s.dropShell()
+	}
+	point.Duration, point.ExitCode, point.Signal = res.Duration, res.ExitCode, res.Signal
+	point.TimedOut, point.Interrupted = res.TimedOut, res.Interrupted
+	point.Truncated = tail.truncated()
+	hash, err := s.keep(point.ID, res.Context, tail.bytes())
+	if err != nil {
+		return Result{}, err
+	}
+	r := Result{Dir: res.Dir, Restarted: res.Restarted, Survivors: res.Survivors, Tail: tail.bytes(), Stale: s.found.Stale}
+	r.Snapshot, err = s.finishThen(ctx, point, hash, func(done snapshot.Snapshot) {
+		if r.Snapshot = done; c.Done != nil {
+			c.Done(r)
+		}
+	})
+	return r, err
+}
+
+// point prepares the open layer for a command: what others changed since the
+// last one is sealed as drift, and an open layer that belongs to a command
+// already is left behind, unless it is pinned.
+func (s *Session) point(ctx context.Context) (snapshot.Snapshot, error) {
+	p := snapshot.Snapshot{ID: snapshot.NewID(), Kind: snapshot.KindCommand}
+	h := s.rec.Head()
+	if h.Open == "" {
+		if err := s.uncover(ctx); err != nil {
+			return p, err
+		}
+		h = s.rec.Head()
+	}
+	if err := s.seal(ctx, &p, h); err != nil {
+		return p, err
+	}
+	h = s.rec.Head()
+	p.Parent, p.Context = h.Snapshot, h.Context
+	return p, nil
+}
+
+// uncover shows a plain directory for the first time: an empty open layer.
+func (s *Session) uncover(ctx context.Context) error {
+	h := s.rec.Head()
+	h.Open = snapshot.NewLayerID()
+	v, err := s.rec.View(h)
+	if err != nil {
+		return err
+	}
+	if err := s.move(h); err != nil {
+		return err
+	}
+	t, err := s.drv.Show(ctx, v)
+	if err != nil {
+		h.Open = ""
+		return errors.Join(err, s.move(h))
+	}
+	s.found.Stale = t.Stale
+	return nil
+}
+
+// seal puts a fresh layer under a command if the open one is taken or dirty.
+// Under the policy share a pinned one is used again, and p says with whom.
+func (s *Session) seal(ctx context.Context, p *snapshot.Snapshot, h snapshot.Head) error {
+	v, err := s.rec.View(h)
+	if err != nil {
+		return err
+	}
+	owned := s.owned(h)
+	dirty := owned
+	if !owned {
+		if dirty, err = s.drv.Dirty(ctx, v); err != nil {
+			return err
+		}
+	}
+	holders, err := s.pinned(ctx)
+	if err != nil || !dirty && len(holders) == 0 {
+		return err
+	}
+	if !dirty { // held, but nothing to split from: the layer is this command's
+		p.PinnedBy = holders
+		return nil
+	}
+	var entries []snapshot.Snapshot
+	if !owned {
+		drift := snapshot.Snapshot{ID: snapshot.NewID(), Parent: h.Snapshot, Kind: snapshot.KindDrift, Layer: h.Open, Context: h.Context, Started: time.Now()}
+		if drift.Changes, err = s.count(ctx, v); err != nil {
+			return err
+		}
+		entries = append(entries, drift)
+		p.ID = snapshot.NewID() // sorts after the drift
+		h.Snapshot, h.Redo = drift.ID, nil
+	}
+	old := h.Open
+	if len(holders) == 0 {
+		h.Open = snapshot.NewLayerID()
+	}
+	if err := s.commit(ctx, h, entries...); err != nil {
+		return err
+	}
+	if len(holders) == 0 {
+		if holders, err = s.push(ctx, old); err != nil {
+			return err
+		}
+	}
+	if len(holders) > 0 {
+		p.PinnedBy = holders
+		p.SharedWith, err = s.sharer(h.Snapshot, old)
+	}
+	return err
+}
+
+func (s *Session) commit(ctx context.Context, h snapshot.Head, entries ...snapshot.Snapshot) error {
+	err := s.rec.Commit(h, s.flush(ctx), entries...)
+	s.seq = s.rec.Head().Seq
+	return err
+}
+
+// push shows the record's open layer above the old one. If the old one is
+// pinned after all, the record goes back to it, and its holders are returned.
+func (s *Session) push(ctx context.Context, old snapshot.LayerID) ([]snapshot.Holder, error) {
+	h := s.rec.Head()
+	v, err := s.rec.View(h)
+	if err != nil {
+		return nil, err
+	}
+	_, err = s.drv.Show(ctx, v)
+	if err == nil {
+		return nil, nil
+	}
+	h.Open = old
+	if e := s.move(h); e != nil {
+		return nil, errors.Join(err, e)
+	}
+	var busy *snapshot.Error
+	if errors.As(err, &busy) && busy.Code == snapshot.CodeTreeBusy {
+		return busy.Holders, nil
+	}
+	return nil, err
+}
+
+// sharer is the oldest entry, from id down, that uses the layer.
+func (s *Session) sharer(id snapshot.ID, layer snapshot.LayerID) (first snapshot.ID, err error) {
+	for e, err := range s.rec.Chain(id) {
+		if err != nil {
+			return "", err
+		}
+		if e.Layer != layer {
+			break
+		}
+		first = e.ID
+	}
+	return first, nil
+}
+
+// finish records a command that has ended, or been cut off, as the new head.
+func (s *Session) finish(ctx context.Context, p snapshot.Snapshot, hash string) (snapshot.Snapshot, error) {
+	if hash == "" {
+		hash = s.rec.Head().Context
+	}
+	return s.finishThen(ctx, p, hash, func(snapshot.Snapshot) {})
+}
+
+func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash string, done func(snapshot.Snapshot)) (snapshot.Snapshot, error) {
+	h := s.rec.Head()
+	v, err := s.rec.View(h)
+	if err != nil {
+		return p, err
+	}
+	dirty := p.SharedWith != ""
+	if !dirty {
+		if dirty, err = s.drv.Dirty(ctx, v); err != nil {
+			return p, err
+		}
+	}
+	old := h.Open
+	if dirty {
+		p.Layer = old
+		if p.Changes, err = s.count(ctx, v); err != nil {
+			return p, err
+		}
+		held, err := s.drv.Holders(ctx)
+		if err != nil {
+			return p, err
+		}
+		if len(held) == 0 && !p.NoSnapshot {
+			h.Open = snapshot.NewLayerID()
+		}
+	}
+	h.Snapshot, h.Context, h.Redo = p.ID, hash, nil
+	if err := s.commit(ctx, h, p); err != nil {
+		return p, fmt.Errorf("record command: %w", err)
+	}
+	crash.Point("session.recorded")
+	done(p)
+	if h.Open == old {
+		return p, nil
+	}
+	_, err = s.push(ctx, old)
+	return p, err
+}
+
+// count counts what the view's open layer changed.
+func (s *Session) count(ctx context.Context, v snapshot.View) (n snapshot.Counts, err error) {
+	err = s.drv.Changes(ctx, v.Layers, []snapshot.LayerID{v.Open}, func(c snapshot.Change) error {
+		n.Add(c)
+		return nil
+	})
+	return n, err
+}
+
+// keep writes what a command leaves beside its entry. The flush that comes
+// with the entry makes it last.
+func (s *Session) keep(id snapshot.ID, c shell.Context, tail []byte) (hash string, err error) {
+	if len(tail) > 0 {
+		if err := writeNew(filepath.Join(s.o.Tree.Store, "output", string(id)), tail); err != nil {
+			return "", err
+		}
+	}
+	return s.saveContext(c)
+}
+
+func writeNew(name string, b []byte) error {
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(name, b, 0o600)
+}

@@ -1,0 +1,250 @@
+// Package session joins one tree, its record, its driver and its one persistent
+// shell: it runs commands, each with a snapshot just before it, and undoes
+// them.
+//
+// It is not for several trees (an agent has a session for each) and knows
+// neither the command line nor the wire.
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"deployx/shell"
+	"deployx/snapshot"
+)
+
+// OnPinned says what to do when a process holds the tree, so that the layer
+// with what it writes cannot be sealed.
+type OnPinned string
+
+// The policies.
+const (
+	Share  OnPinned = "share"  // the next command runs in the same layer: one rollback point
+	Refuse OnPinned = "refuse" // no command, no rollback
+	Stop   OnPinned = "stop"   // TERM, then KILL, the holders
+)
+
+// OnDrift says what a rollback does with changes that others made between
+// commands.
+type OnDrift string
+
+// The policies.
+const (
+	DriftRefuse OnDrift = "refuse" // name them and do nothing
+	DriftDrop   OnDrift = "drop"   // they go with the commands (redo brings both back)
+)
+
+// Options configure a session. Tree, State and OpenDriver are needed.
+type Options struct {
+	State snapshot.State
+	Tree  snapshot.Tree
+	// OpenDriver makes the driver that the tree was recorded with.
+	OpenDriver func(context.Context, snapshot.Tree) (snapshot.Driver, error)
+	// Shell is the program, user, environment and graces; its Context and Dir
+	// are the session's business.
+	Shell    shell.Options
+	OnPinned OnPinned // "" is Share
+	// Fast leaves out the flush of a command's layer before it is reported
+	// complete: a power cut may then lose what it did.
+	Fast bool
+	// Wait bounds the wait for another deployx that holds the tree; 0 waits
+	// as long as the context does.
+	Wait time.Duration
+	// Waiting is called once if the tree is held by another deployx.
+	Waiting func(error)
+	// Warn is told what a person should know and no result carries.
+	Warn func(string)
+}
+
+// Session serves one tree. Its methods may be called from any goroutine; those
+// that change the tree take turns, with other processes too.
+type Session struct {
+	o   Options
+	drv snapshot.Driver
+	rec *snapshot.Record
+
+	mu    sync.Mutex // held while the tree's lock is
+	seq   uint64     // of the head that the shell's context belongs to
+	sh    *shell.Shell
+	known map[string]shell.Context // by hash
+
+	now   sync.Mutex // guards live
+	live  *shell.Shell
+	found Recovery
+}
+
+// Recovery tells what Open or a later operation found undone.
+type Recovery struct {
+	Unfinished snapshot.ID // a command that was cut off
+	Reshown    bool        // the tree did not show what the record says
+	Stale      []snapshot.Holder
+}
+
+// Open opens the session of a known tree. It changes nothing: the first
+// operation makes the tree agree with the record.
+func Open(ctx context.Context, o Options) (*Session, error) {
+	rec, err := snapshot.OpenRecord(filepath.Join(o.Tree.Store, "record"))
+	if err != nil {
+		return nil, err
+	}
+	drv, err := o.OpenDriver(ctx, o.Tree)
+	if err != nil {
+		return nil, err
+	}
+	if o.OnPinned == "" {
+		o.OnPinned = Share
+	}
+	if o.Warn == nil {
+		o.Warn = func(string) {}
+	}
+	return &Session{o: o, drv: drv, rec: rec, known: map[string]shell.Context{}}, nil
+}
+
+// Tree is the tree that the session serves.
+func (s *Session) Tree() snapshot.Tree { return s.o.Tree }
+
+// Recovered tells what had to be put right so far.
+func (s *Session) Recovered() Recovery {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.found
+}
+
+// exclusively runs f with the tree's lock, after the record has been read again
+// and the tree made to agree with it.
+func (s *Session) exclusively(ctx context.Context, f func() error) (err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	wait := ctx
+	if s.o.Wait > 0 {
+		var cancel context.CancelFunc
+		wait, cancel = context.WithTimeout(ctx, s.o.Wait)
+		defer cancel()
+	}
+	l, err := snapshot.WaitLock(wait, filepath.Join(s.o.Tree.Store, "lock"), s.o.Waiting)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Unlock()) }()
+	if err := s.rec.Reload(); err != nil {
+		return err
+	}
+	if err := s.converge(ctx); err != nil {
+		return fmt.Errorf("recover: %w", err)
+	}
+	return f()
+}
+
+// converge makes the tree agree with the record: it ends a command that was
+// cut off, and shows the view. It costs microseconds when there is nothing to
+// do.
+func (s *Session) converge(ctx context.Context) error {
+	if h := s.rec.Head(); h.Seq != s.seq {
+		s.dropShell() // another process has moved on; its context is the record's
+		s.seq = h.Seq
+	}
+	if err := s.reshow(ctx); err != nil {
+		return err
+	}
+	cut, ok, err := s.rec.Running()
+	if err != nil || !ok {
+		return err
+	}
+	s.found.Unfinished = cut.ID
+	cut.Unfinished, cut.ExitCode = true, -1
+	_, err = s.finish(ctx, cut, "")
+	return err
+}
+
+func (s *Session) reshow(ctx context.Context) error {
+	h := s.rec.Head()
+	shown, err := s.drv.Shown(ctx)
+	if err != nil || shown == h.Open {
+		return err
+	}
+	s.found.Reshown = true
+	if h.Open == "" {
+		return s.drv.Hide(ctx)
+	}
+	v, err := s.rec.View(h)
+	if err != nil {
+		return err
+	}
+	t, err := s.drv.Show(ctx, v)
+	s.found.Stale = t.Stale
+	if snapshot.CodeOf(err) == snapshot.CodeTreeBusy && len(v.Layers) > 0 && v.Layers[len(v.Layers)-1] == shown {
+		h.Open = shown // killed between the record and the swap, and pinned since
+		return s.move(h)
+	}
+	return err
+}
+
+// move moves the head; the shell's context goes with it.
+func (s *Session) move(h snapshot.Head) error {
+	err := s.rec.Move(h)
+	s.seq = s.rec.Head().Seq
+	return err
+}
+
+func (s *Session) flush(ctx context.Context) func() error {
+	if s.o.Fast {
+		return nil
+	}
+	return func() error { return s.drv.Sync(ctx) }
+}
+
+// Close ends the shell. The tree goes on showing what it shows, but one with
+// no layer becomes a plain directory again.
+func (s *Session) Close() error {
+	s.mu.Lock()
+	s.dropShell()
+	s.mu.Unlock()
+	err := s.exclusively(context.Background(), func() error {
+		return errors.Join(s.settle(context.Background()), s.rec.SaveStack())
+	})
+	return errors.Join(err, s.drv.Close())
+}
+
+// settle hides a tree whose stack is empty. One that is held stays mounted,
+// which status tells.
+func (s *Session) settle(ctx context.Context) error {
+	h := s.rec.Head()
+	v, err := s.rec.View(h)
+	if err != nil || h.Open == "" || len(v.Layers) > 0 || s.owned(h) {
+		return err
+	}
+	if dirty, err := s.drv.Dirty(ctx, v); err != nil || dirty {
+		return err
+	}
+	if err := s.drv.Hide(ctx); err != nil {
+		if snapshot.CodeOf(err) == snapshot.CodeTreeBusy {
+			return nil
+		}
+		return err
+	}
+	if dirty, err := s.drv.Dirty(ctx, v); err != nil || dirty { // written in the last moment
+		_, e := s.drv.Show(ctx, v)
+		return errors.Join(err, e)
+	}
+	old := h.Open
+	h.Open = ""
+	if err := s.move(h); err != nil {
+		return err
+	}
+	return s.drv.Discard(ctx, old)
+}
+
+// owned tells whether the open layer belongs to a command already: it is
+// shared, because it was pinned or because that command took no snapshot.
+func (s *Session) owned(h snapshot.Head) bool {
+	if h.Snapshot == "" {
+		return false
+	}
+	top, err := s.rec.Snapshot(h.Snapshot)
+	return err == nil && h.Open != "" && top.Layer == h.Open
+}

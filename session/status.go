@@ -1,0 +1,77 @@
+package session
+
+import (
+	"context"
+
+	"deployx/snapshot"
+)
+
+// Status is what is known of a tree without touching it.
+type Status struct {
+	Mounted   bool        // the driver shows it
+	Agrees    bool        // it shows what the record says
+	Head      snapshot.ID // "" is base
+	Snapshots int         // applied commands
+	Redo      int         // rollbacks that can be undone
+	Layers    int         // stacked, base included
+	MaxLayers int
+	Drift     bool        // others have written since the last command
+	Running   snapshot.ID // a command that runs now, or was cut off
+	Disk      snapshot.Usage
+	PinnedBy  []snapshot.Holder
+}
+
+// Status looks at the tree and the record. It takes no lock and changes
+// nothing; what a command is doing meanwhile may show in part.
+func (s *Session) Status(ctx context.Context) (st Status, err error) {
+	h := s.rec.Head()
+	v, err := s.rec.View(h)
+	if err != nil {
+		return st, err
+	}
+	shown, err := s.drv.Shown(ctx)
+	if err != nil {
+		return st, err
+	}
+	st.Mounted, st.Agrees, st.Head, st.Redo = shown != "", shown == h.Open, h.Snapshot, len(h.Redo)
+	st.Layers, st.MaxLayers = s.drv.Depth(v)
+	if running, ok, err := s.rec.Running(); err != nil {
+		return st, err
+	} else if ok {
+		st.Running = running.ID
+	}
+	for e, err := range s.rec.Chain(h.Snapshot) {
+		if err != nil {
+			return st, err
+		}
+		if e.Kind == snapshot.KindCommand {
+			st.Snapshots++
+		}
+	}
+	if st.PinnedBy, err = s.drv.Holders(ctx); err != nil {
+		return st, err
+	}
+	if st.Agrees && st.Mounted && st.Running == "" && !s.owned(h) {
+		if st.Drift, err = s.drv.Dirty(ctx, v); err != nil {
+			return st, err
+		}
+	}
+	st.Disk, err = s.disk(ctx)
+	return st, err
+}
+
+func (s *Session) disk(ctx context.Context) (sum snapshot.Usage, err error) {
+	ids, err := s.drv.Layers(ctx)
+	if err != nil {
+		return sum, err
+	}
+	for _, id := range ids {
+		u, err := s.drv.Usage(ctx, id)
+		if err != nil {
+			return sum, err
+		}
+		sum.Bytes += u.Bytes
+		sum.Inodes += u.Inodes
+	}
+	return sum, nil
+}

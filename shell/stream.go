@@ -350,7 +350,7 @@ func (p *pump) drain(grace <-chan struct{}, late func(Stream, []byte)) bool {
 func (p *pump) redirect(want int64, late func(Stream, []byte)) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if false {
+	if p.busy || p.seen < want {
 		return false
 	}
 	p.out, p.late = nil, late

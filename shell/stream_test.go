@@ -177,3 +177,34 @@ func TestUser(t *testing.T) {
 		t.Error("no error for a user that does not exist")
 	}
 }
+
+// What was in the stream at the command's end is the writer's, though the grace is
+// over, the stream stays open and the writer is slow.
+func TestDrain(t *testing.T) {
+	w, err := newWires(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close()
+	stream, err := w.pipe(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.close()
+	stream.grow()
+	const size = 900_000 // fits into the pipe
+	if _, err := stream.w.Write(make([]byte, size)); err != nil {
+		t.Fatal(err)
+	}
+	var got meter
+	grace, slow := make(chan struct{}), make(chan struct{})
+	p := startPump(Stdout, stream.r, &trigger{&got, func() { <-slow }})
+	go func() {
+		grace <- struct{}{} // drain took it
+		close(slow)
+	}()
+	if p.drain(grace, nil) || got.n != size {
+		t.Errorf("%d of %d bytes when the command's end is told", got.n, size)
+	}
+	p.end()
+}

@@ -1,0 +1,51 @@
+# sudo make demo    see run, diff and rollback on a sample tree
+# sudo make test    all tests, as root, with real mounts, shells and servers
+# make              bin/deployx
+# make bench        the numbers of docs/performance.md
+# make soak         the long versions of the crash and random tests
+
+# sudo often drops the directory that go is in from PATH.
+GO      ?= $(firstword $(shell command -v go) $(wildcard /usr/local/go/bin/go /usr/lib/go/bin/go /snap/bin/go))
+export PATH := $(dir $(GO)):$(PATH)
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+
+GOFUMPT     = $(GO) run mvdan.cc/gofumpt@v0.12.0
+STATICCHECK = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+.PHONY: build demo test lint fuzz bench soak setup install clean
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/deployx ./cmd/deployx
+
+demo: build
+	scripts/demo.sh bin/deployx
+
+# CI=true makes a test that cannot have root, overlay or a real server fail
+# instead of being skipped.
+test: setup
+	CI=true $(GO) test -race -timeout 60m ./...
+
+setup:
+	scripts/setup.sh
+
+lint:
+	@out=$$($(GOFUMPT) -l .); test -z "$$out" || { echo "not gofumpt-ed:"; echo "$$out"; exit 1; }
+	$(GO) mod tidy -diff
+	$(GO) vet ./...
+	$(STATICCHECK) ./...
+
+# A short run of every fuzz test.
+fuzz:
+	scripts/fuzz.sh $(GO) 10s
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchtime 200x ./session ./overlay ./fallback ./shell ./socketio ./agent
+
+soak:
+	DEPLOYX_SOAK=1 CI=true $(GO) test -timeout 24h ./overlay ./session ./fallback ./snapshot/...
+
+install: build
+	install -m 0755 bin/deployx /usr/local/bin/deployx
+
+clean:
+	rm -rf bin .cache

@@ -1,0 +1,9 @@
+package integration
+
+import (
+	"testing"
+
+	"deployx/internal/testns"
+)
+
+func TestMain(m *testing.M) { testns.Main(m) }

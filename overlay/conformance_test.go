@@ -8,19 +8,41 @@ import (
 )
 
 // limits are what overlayfs cannot do exactly: see docs/design.md.
-var limits = snapshottest.Options{SplitsHardLinks: true, NoWhiteoutDevices: true, LosesFlags: true}
+var limits = snapshottest.Options{SplitsHardLinks: true, NoWhiteoutDevices: true, LosesFlags: true, OpenTouches: true}
 
-func TestConformance(t *testing.T) {
-	for name, o := range map[string]Options{"subtree": {}, "plain": {Plain: true}, "old": {Old: true}} {
-		t.Run(name, func(t *testing.T) {
-			limits.Run(t, func(t *testing.T, tree, state string) snapshot.Driver {
-				o.Tree, o.State = tree, state
-				d, err := New(o)
-				if err != nil {
-					t.Fatal(err)
-				}
-				return d
-			})
+// opener opens drivers with given options, and takes the plain layout's bind
+// mount away at the end.
+func opener(o Options) snapshottest.Open {
+	return func(t *testing.T, tree, state string) snapshot.Driver {
+		o.Tree, o.State = tree, state
+		d, err := New(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := d.unbindBase(); err != nil {
+				t.Error(err)
+			}
 		})
+		return d
 	}
 }
+
+func TestConformance(t *testing.T) {
+	t.Run("subtree", func(t *testing.T) { limits.Run(t, opener(Options{})) })
+	t.Run("plain", func(t *testing.T) { limits.Run(t, opener(Options{Plain: true})) })
+}
+
+// TestConformanceOld forces the ways of kernels before 6.5, where a swap shows
+// base for a moment.
+func TestConformanceOld(t *testing.T) {
+	o := limits
+	o.Gap = true
+	o.Run(t, opener(Options{Old: true}))
+}
+
+// TestCrash kills the process at every named point of the driver.
+func TestCrash(t *testing.T) { limits.Crash(t, opener(Options{})) }
+
+// TestCrashPlain is the same in the plain layout.
+func TestCrashPlain(t *testing.T) { limits.Crash(t, opener(Options{Plain: true})) }

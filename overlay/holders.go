@@ -57,6 +57,9 @@ func (d *Driver) Holders(ctx context.Context) ([]snapshot.Holder, error) {
 		if err != nil || !busy {
 			return nil, err
 		}
+		if err := d.checkTree(); err != nil {
+			return nil, err // a mount below makes it busy too
+		}
 		holds, soft, err := d.scan()
 		if err != nil {
 			return nil, err

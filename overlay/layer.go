@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -47,7 +48,8 @@ func (d *Driver) base() string {
 	return filepath.Dir(d.tree)
 }
 
-// create makes an open layer above v.Layers, or finds it.
+// create makes an open layer above v.Layers, or finds it. One that was sealed
+// for a swap which then did not take place is opened again.
 func (d *Driver) create(v snapshot.View) error {
 	if err := os.Mkdir(d.dir(v.Open, ""), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
@@ -57,25 +59,32 @@ func (d *Driver) create(v snapshot.View) error {
 			return err
 		}
 	}
-	err := os.Mkdir(d.dir(v.Open, "u"), 0o755)
-	if errors.Is(err, fs.ErrExist) {
-		return nil
+	if _, err := os.Lstat(d.dir(v.Open, "u")); err == nil {
+		_, err := d.unseal([]snapshot.LayerID{v.Open})
+		return err
 	}
-	if err == nil && d.name == "" {
-		err = d.dressRoot(v)
+	if d.name != "" {
+		return os.Mkdir(d.dir(v.Open, "u"), 0o755)
 	}
-	return err
+	aside := d.dir(v.Open, "u.new")
+	if err := os.Mkdir(aside, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := d.dressRoot(v, aside); err != nil {
+		return err
+	}
+	return os.Rename(aside, d.dir(v.Open, "u"))
 }
 
 // dressRoot gives u/ the attributes of the tree's root, for in the plain
 // layout they are what the tree shows.
-func (d *Driver) dressRoot(v snapshot.View) error {
+func (d *Driver) dressRoot(v snapshot.View, upper string) error {
 	from, err := d.openRootBelow(v)
 	if err != nil {
 		return err
 	}
 	defer from.Close() //nolint:errcheck // read only
-	to, err := os.Open(d.dir(v.Open, "u"))
+	to, err := os.Open(upper)
 	if err != nil {
 		return err
 	}
@@ -87,6 +96,9 @@ func (d *Driver) dressRoot(v snapshot.View) error {
 func (d *Driver) openRootBelow(v snapshot.View) (*os.File, error) {
 	if n := len(v.Layers); n > 0 {
 		return os.Open(d.lower(v.Layers[n-1]))
+	}
+	if d.name == "" && sameMount(d.base(), d.layers) { // not shown: the tree is base
+		return os.Open(d.tree)
 	}
 	return os.Open(d.base())
 }
@@ -179,29 +191,31 @@ func emptyDir(path string) (bool, error) {
 // can be repeated. The kernel goes on writing through the dentries it has, so
 // a live mount does not notice.
 func (d *Driver) seal(ids []snapshot.LayerID) (sealed []snapshot.LayerID, err error) {
-	if d.name == "" {
-		return nil, nil
-	}
-	for i := len(ids) - 1; i >= 0; i-- {
-		err := os.Rename(filepath.Join(d.dir(ids[i], "u"), d.name), filepath.Join(d.dir(ids[i], "s"), d.name))
-		if errors.Is(err, fs.ErrNotExist) {
-			break // it and those before it are sealed
-		}
-		if err != nil {
-			return sealed, err
-		}
-		sealed = append(sealed, ids[i])
-	}
-	return sealed, nil
+	return d.moveContent(ids, "u", "s")
 }
 
 // unseal takes seal back, for a swap that did not take place.
-func (d *Driver) unseal(ids []snapshot.LayerID) error {
-	var errs []error
-	for _, id := range ids {
-		errs = append(errs, os.Rename(filepath.Join(d.dir(id, "s"), d.name), filepath.Join(d.dir(id, "u"), d.name)))
+func (d *Driver) unseal(ids []snapshot.LayerID) (opened []snapshot.LayerID, err error) {
+	return d.moveContent(ids, "s", "u")
+}
+
+// moveContent renames, newest layer first, until it finds one with nothing to
+// move: it and those before it are where they belong.
+func (d *Driver) moveContent(ids []snapshot.LayerID, from, to string) (moved []snapshot.LayerID, err error) {
+	if d.name == "" {
+		return nil, nil
 	}
-	return errors.Join(errs...)
+	for _, id := range slices.Backward(ids) {
+		err := os.Rename(filepath.Join(d.dir(id, from), d.name), filepath.Join(d.dir(id, to), d.name))
+		if errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		if err != nil {
+			return moved, err
+		}
+		moved = append(moved, id)
+	}
+	return moved, nil
 }
 
 // Discard moves the layer to the trash; EmptyTrash gives the space back.

@@ -208,6 +208,7 @@ func (s *search) redirect(f *os.File, comp string, done int) error {
 	}
 	post := s.name[done+len(comp):]
 	if r[0] == '/' {
+		s.stop = false // an opaque directory on the way does not hide what is elsewhere
 		s.name = string(r) + post
 	} else {
 		s.name = s.name[:done] + string(r) + post

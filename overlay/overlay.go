@@ -14,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -48,8 +47,8 @@ type Driver struct {
 	name string
 	has  features
 
-	mu    sync.Mutex
 	shown shownMount // what statx said of the mount whose source was read last
+	ready ready
 }
 
 type shownMount struct {
@@ -137,8 +136,8 @@ func (d *Driver) Depth(v snapshot.View) (depth, limit int) {
 // Sync flushes the filesystem that holds the layers, which is the record's too.
 func (d *Driver) Sync(context.Context) error { return durable.SyncFilesystem(d.layers) }
 
-// Close holds nothing: the mount stays.
-func (d *Driver) Close() error { return nil }
+// Close gives up what was prepared. The mount stays.
+func (d *Driver) Close() error { return d.giveUp() }
 
 // Shown finds the open layer of the mount on the tree. The mount's source says
 // it; between two looks statx tells whether it is still the same mount.
@@ -147,8 +146,6 @@ func (d *Driver) Shown(context.Context) (snapshot.LayerID, error) {
 	if err != nil {
 		return "", err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	if d.shown.id == id {
 		return d.shown.open, nil
 	}

@@ -102,6 +102,9 @@ func (p *prober) use(m *os.File) {
 	if err == nil {
 		err = p.wasMetacopy()
 	}
+	raiseRedirectMax()
+	p.note(fmt.Sprintf("rename below paths of up to %d bytes (redirect_max)", redirectMax), redirectLimit() >= redirectMax, false,
+		orElse(fmt.Sprint(redirectLimit()), "", "the limit is "))
 	p.note("change a mode without copying data (metacopy)", err == nil, false, text(err))
 	p.swap(m)
 }

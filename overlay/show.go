@@ -25,13 +25,14 @@ func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transiti
 	if err != nil || shown == v.Open {
 		return t, err
 	}
-	if err := d.checkTree(); err != nil {
-		return t, err
+	if shown == "" {
+		raiseRedirectMax()
+		err = d.checkTree()
+	} else {
+		err = d.refuseHolders(ctx)
 	}
-	if shown != "" {
-		if err := d.refuseHolders(ctx); err != nil {
-			return t, err
-		}
+	if err != nil {
+		return t, err
 	}
 	undo, err := d.prepare(v)
 	if err != nil {
@@ -51,10 +52,45 @@ func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transiti
 	t.Swapped = true
 	if shown == "" {
 		t.Stale = d.staleHolders()
-		return t, attach(m, d.tree, 0)
+		err = attach(m, d.tree, 0)
+	} else {
+		t.Late, err = d.swap(ctx, m, shown)
 	}
-	t.Late, err = d.swap(ctx, m, shown)
+	if err == nil {
+		d.remember(v.Open)
+	}
 	return t, err
+}
+
+// redirectMax is how long a path overlayfs may note when a directory, or a file
+// with metacopy, is renamed; beyond it a rename fails with EXDEV, which rename(2)
+// of a plain tree never does. The kernel's default is 256. More than this may
+// not fit into an attribute on ext4, which has one block for all of them.
+const redirectMax = 3072
+
+const redirectMaxFile = "/sys/module/overlay/parameters/redirect_max"
+
+// raiseRedirectMax sets the module's parameter, which holds for the whole host
+// and hurts nobody. Where it cannot, doctor tells, and long renames fail.
+func raiseRedirectMax() {
+	if redirectLimit() < redirectMax {
+		os.WriteFile(redirectMaxFile, fmt.Append(nil, redirectMax), 0) //nolint:errcheck // see above
+	}
+}
+
+func redirectLimit() (n int) {
+	b, err := os.ReadFile(redirectMaxFile)
+	if err == nil {
+		fmt.Sscan(string(b), &n) //nolint:errcheck // 0 is as good
+	}
+	return n
+}
+
+// remember spares the next Shown a look at mountinfo.
+func (d *Driver) remember(open snapshot.LayerID) {
+	if id, err := mountID(d.tree); err == nil {
+		d.shown = shownMount{id, open}
+	}
 }
 
 // prepare makes the directories of v. What it did is taken back by undo.
@@ -71,7 +107,10 @@ func (d *Driver) prepare(v snapshot.View) (undo func() error, err error) {
 	crash.Point("overlay.created")
 	sealed, err := d.seal(v.Layers)
 	unbind := undo
-	undo = func() error { return errors.Join(d.unseal(sealed), d.Discard(context.Background(), v.Open), unbind()) }
+	undo = func() error {
+		_, err := d.unseal(sealed)
+		return errors.Join(err, d.Discard(context.Background(), v.Open), unbind())
+	}
 	if err != nil {
 		err = errors.Join(fmt.Errorf("seal layer: %w", err), undo())
 	}
@@ -101,7 +140,7 @@ func (d *Driver) bindBase() (undo func() error, err error) {
 }
 
 func (d *Driver) unbindBase() error {
-	if d.name != "" || sameMount(d.base(), d.layers) {
+	if _, err := os.Lstat(d.base()); d.name != "" || err != nil || sameMount(d.base(), d.layers) {
 		return nil
 	}
 	if err := unix.Unmount(d.base(), unix.UMOUNT_NOFOLLOW); err != nil {
@@ -110,8 +149,22 @@ func (d *Driver) unbindBase() error {
 	return nil
 }
 
-// detached builds the mount of v, showing the tree only.
+// detached is the mount of v, showing the tree only. Its layers are sealed.
 func (d *Driver) detached(v snapshot.View) (*os.File, error) {
+	m, err := d.take(v)
+	if m == nil && err == nil {
+		m, err = d.build(v)
+	}
+	if err != nil || d.name == "" {
+		return m, err
+	}
+	sub, err := openTree(int(m.Fd()), d.name, unix.OPEN_TREE_CLONE)
+	return sub, errors.Join(err, m.Close())
+}
+
+// build makes the superblock of v. It looks at nothing in the layers but their
+// roots, so they need not be sealed yet.
+func (d *Driver) build(v snapshot.View) (*os.File, error) {
 	s := spec{source: sourcePrefix + string(v.Open), upper: d.dir(v.Open, "u"), work: d.dir(v.Open, "w")}
 	s.lowers = d.lowers(v.Layers)
 	m, err := d.has.newOverlay(s, filepath.Join(d.layers, "stage"))
@@ -121,11 +174,7 @@ func (d *Driver) detached(v snapshot.View) (*os.File, error) {
 	if err := d.checkWritable(m); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
-	if d.name == "" {
-		return m, nil
-	}
-	sub, err := openTree(int(m.Fd()), d.name, unix.OPEN_TREE_CLONE)
-	return sub, errors.Join(err, m.Close())
+	return m, nil
 }
 
 // checkWritable refuses a mount that the kernel made read-only because it could

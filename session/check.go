@@ -42,7 +42,10 @@ func CheckTree(path, state string) (string, error) {
 	case inside(real, state):
 		return "", refuse("%q lies in the state directory %q", path, state)("choose another tree, or another --state")
 	}
-	return real, checkMounts(real)
+	if err := foreign(real); err != nil {
+		return "", err
+	}
+	return real, mountsBelow(real)
 }
 
 func refuse(format string, args ...any) func(hint string) error {
@@ -56,21 +59,38 @@ func inside(path, dir string) bool {
 	return path == dir || dir == "/" || strings.HasPrefix(path, dir+"/")
 }
 
-func checkMounts(tree string) error {
-	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return !inside(m.Mountpoint, tree), false
+func mounts(dir string) ([]*mountinfo.Info, error) {
+	m, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return !inside(m.Mountpoint, dir), false
 	})
 	if err != nil {
-		return fmt.Errorf("read mountinfo: %w", err)
+		return nil, fmt.Errorf("read mountinfo: %w", err)
+	}
+	return m, nil
+}
+
+// foreign refuses a tree that a deployx shows which keeps its record elsewhere.
+func foreign(tree string) error {
+	found, err := mounts(tree)
+	for _, m := range found {
+		if m.Mountpoint == tree && strings.HasPrefix(m.Source, "deployx:") {
+			return refuse("%q is shown by a deployx with another state directory", tree)("use that one (--state), or roll everything back there first")
+		}
+	}
+	return err
+}
+
+// mountsBelow refuses a tree with mounts below it. They can come at any time.
+func mountsBelow(tree string) error {
+	found, err := mounts(tree)
+	if err != nil {
+		return err
 	}
 	e := &snapshot.Error{
 		Code: snapshot.CodeUnsupported, Msg: fmt.Sprintf("%q holds mounts, which a snapshot would not cover:", tree),
 		Hint: "unmount them, or choose a tree without mounts below it",
 	}
-	for _, m := range mounts {
-		if m.Mountpoint == tree && strings.HasPrefix(m.Source, "deployx:") {
-			return refuse("%q is shown by a deployx with another state directory", tree)("use that one (--state), or commit there first")
-		}
+	for _, m := range found {
 		if m.Mountpoint != tree && !slices.Contains(e.Paths, m.Mountpoint) {
 			e.Paths = append(e.Paths, m.Mountpoint)
 		}

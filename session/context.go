@@ -67,6 +67,25 @@ func (s *Session) Interrupt() {
 	}
 }
 
+// Dir is the working directory that the shell's next command starts in: where the
+// last one left it or, if that is gone, the nearest parent that exists.
+func (s *Session) Dir() (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.rec.Reload(); err != nil {
+		return "", err
+	}
+	c, err := s.loadContext(s.rec.Head().Context)
+	if err != nil {
+		return "", err
+	}
+	dir := c.Dir()
+	if dir == "" {
+		dir = s.o.Tree.Path
+	}
+	return existing(dir), nil
+}
+
 func (s *Session) contextFile(hash string) string {
 	return filepath.Join(s.o.Tree.Store, "contexts", hash)
 }

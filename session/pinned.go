@@ -21,13 +21,30 @@ const stopGrace = 5 * time.Second
 // left under stop, and refuse makes them an error.
 func (s *Session) pinned(ctx context.Context) ([]snapshot.Holder, error) {
 	h, err := s.drv.Holders(ctx)
-	if err != nil || len(h) == 0 || s.o.OnPinned == Share {
-		return h, err
+	if err != nil || len(h) == 0 {
+		return nil, err
+	}
+	if err := mountsBelow(s.o.Tree.Path); err != nil { // that is how they hold it
+		return nil, err
+	}
+	if s.o.OnPinned == Share {
+		return h, nil
 	}
 	if s.o.OnPinned == Refuse {
 		return nil, busy(s.o.Tree.Path, h)
 	}
 	return nil, s.stopHolders(ctx, h)
+}
+
+// lookOnce looks for mounts below the tree, once in a session: later ones show
+// as holders, where the driver mounts.
+func (s *Session) lookOnce() error {
+	if s.looked {
+		return nil
+	}
+	err := mountsBelow(s.o.Tree.Path)
+	s.looked = err == nil
+	return err
 }
 
 func busy(tree string, h []snapshot.Holder) error {

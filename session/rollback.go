@@ -196,7 +196,11 @@ func (s *Session) goTo(ctx context.Context, from, to snapshot.Head, u *Undo, sta
 	}
 	crash.Point("session.rolled")
 	if changed {
-		t, err := s.drv.Show(ctx, v)
+		var t snapshot.Transition
+		err := s.sparing(func() (err error) {
+			t, err = s.drv.Show(ctx, v)
+			return err
+		})
 		if err != nil {
 			return errors.Join(err, s.move(from))
 		}
@@ -244,6 +248,9 @@ func (s *Session) target(from snapshot.Head, to *snapshot.Head, drifted bool) (v
 func (s *Session) refusePinned(ctx context.Context) error {
 	h, err := s.drv.Holders(ctx)
 	if err != nil || len(h) == 0 {
+		return err
+	}
+	if err := mountsBelow(s.o.Tree.Path); err != nil { // that is how they hold it
 		return err
 	}
 	if s.o.OnPinned == Stop {

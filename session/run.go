@@ -66,6 +66,9 @@ func (s *Session) Run(ctx context.Context, c Command) (r Result, err error) {
 }
 
 func (s *Session) run(ctx context.Context, c Command) (Result, error) {
+	if err := s.reserve(); err != nil {
+		return Result{}, err
+	}
 	point, err := s.point(ctx)
 	if err != nil {
 		return Result{}, fmt.Errorf("take snapshot: %w", err)
@@ -96,11 +99,13 @@ func (s *Session) run(ctx context.Context, c Command) (Result, error) {
 // execute runs the command and records what became of it.
 func (s *Session) execute(ctx context.Context, c Command, point snapshot.Snapshot) (Result, error) {
 	tail := newTail(tailBytes)
+	prepared := s.prepareNext(ctx)
 	res, err := s.sh.Run(ctx, shell.Command{
 		Text: c.Text, Dir: c.Dir, Env: append([]string{"DEPLOYX_SNAPSHOT=" + string(point.ID)}, c.Env...),
 		Stdin: c.Stdin, Stdout: tail.tee(c.Stdout), Stderr: tail.tee(c.Stderr), TTY: tail.teeTTY(c.TTY),
 		Timeout: c.Timeout, Late: c.Late,
 	})
+	prepared()
 	if err != nil {
 		point.ExitCode, point.Unfinished = -1, true
 		_, e := s.finish(context.WithoutCancel(ctx), point, "")
@@ -114,7 +119,11 @@ func (s *Session) execute(ctx context.Context, c Command, point snapshot.Snapsho
 	point.Duration, point.ExitCode, point.Signal = res.Duration, res.ExitCode, res.Signal
 	point.TimedOut, point.Interrupted = res.TimedOut, res.Interrupted
 	point.Truncated = tail.truncated()
-	hash, err := s.keep(point.ID, res.Context, tail.bytes())
+	var hash string
+	err = s.sparing(func() (err error) {
+		hash, err = s.keep(point.ID, res.Context, tail.bytes())
+		return err
+	})
 	if err != nil {
 		return Result{}, err
 	}
@@ -127,11 +136,46 @@ func (s *Session) execute(ctx context.Context, c Command, point snapshot.Snapsho
 	return r, err
 }
 
+// prepareNext makes the layer for what comes after the command while it runs,
+// where the driver can, and returns how to wait for that. A failure is left to
+// the Show that follows.
+func (s *Session) prepareNext(ctx context.Context) (wait func()) {
+	p, ok := s.drv.(snapshot.Preparer)
+	h := s.rec.Head()
+	v, err := s.rec.View(h)
+	if !ok || err != nil {
+		return func() {}
+	}
+	if s.next == "" {
+		s.next = snapshot.NewLayerID()
+	}
+	v = snapshot.View{Layers: append(v.Layers, h.Open), Open: s.next}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		p.Prepare(ctx, v) //nolint:errcheck // see above
+	}()
+	return func() { <-done }
+}
+
+// nextLayer is the id of the layer that was prepared, or a new one.
+func (s *Session) nextLayer() snapshot.LayerID {
+	id := s.next
+	s.next = ""
+	if id == "" {
+		id = snapshot.NewLayerID()
+	}
+	return id
+}
+
 // point prepares the open layer for a command: what others changed since the
 // last one is sealed as drift, and an open layer that belongs to a command
 // already is left behind, unless it is pinned.
 func (s *Session) point(ctx context.Context) (snapshot.Snapshot, error) {
 	p := snapshot.Snapshot{ID: snapshot.NewID(), Kind: snapshot.KindCommand}
+	if err := s.lookOnce(); err != nil {
+		return p, err
+	}
 	h := s.rec.Head()
 	if h.Open == "" {
 		if err := s.uncover(ctx); err != nil {
@@ -219,7 +263,7 @@ func (s *Session) seal(ctx context.Context, p *snapshot.Snapshot, h snapshot.Hea
 }
 
 func (s *Session) commit(ctx context.Context, h snapshot.Head, entries ...snapshot.Snapshot) error {
-	err := s.rec.Commit(h, s.flush(ctx), entries...)
+	err := s.sparing(func() error { return s.rec.Commit(h, s.flush(ctx), entries...) })
 	s.seq = s.rec.Head().Seq
 	return err
 }
@@ -232,7 +276,10 @@ func (s *Session) push(ctx context.Context, old snapshot.LayerID) ([]snapshot.Ho
 	if err != nil {
 		return nil, err
 	}
-	_, err = s.drv.Show(ctx, v)
+	err = s.sparing(func() (err error) {
+		_, err = s.drv.Show(ctx, v)
+		return err
+	})
 	if err == nil {
 		return nil, nil
 	}
@@ -292,7 +339,7 @@ func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash stri
 			return p, err
 		}
 		if len(held) == 0 && !p.NoSnapshot {
-			h.Open = snapshot.NewLayerID()
+			h.Open = s.nextLayer()
 		}
 	}
 	h.Snapshot, h.Context, h.Redo = p.ID, hash, nil

@@ -68,10 +68,12 @@ type Session struct {
 	drv snapshot.Driver
 	rec *snapshot.Record
 
-	mu    sync.Mutex // held while the tree's lock is
-	seq   uint64     // of the head that the shell's context belongs to
-	sh    *shell.Shell
-	known map[string]shell.Context // by hash
+	mu       sync.Mutex // held while the tree's lock is
+	seq      uint64     // of the head that the shell's context belongs to
+	looked   bool       // see lookOnce
+	reserved bool       // see reserve
+	sh       *shell.Shell
+	next     snapshot.LayerID // prepared while a command ran, not used yet
 
 	now   sync.Mutex // guards live
 	live  *shell.Shell
@@ -102,7 +104,7 @@ func Open(ctx context.Context, o Options) (*Session, error) {
 	if o.Warn == nil {
 		o.Warn = func(string) {}
 	}
-	return &Session{o: o, drv: drv, rec: rec, known: map[string]shell.Context{}}, nil
+	return &Session{o: o, drv: drv, rec: rec}, nil
 }
 
 // Tree is the tree that the session serves.
@@ -186,7 +188,7 @@ func (s *Session) reshow(ctx context.Context) error {
 
 // move moves the head; the shell's context goes with it.
 func (s *Session) move(h snapshot.Head) error {
-	err := s.rec.Move(h)
+	err := s.sparing(func() error { return s.rec.Move(h) })
 	s.seq = s.rec.Head().Seq
 	return err
 }

@@ -27,7 +27,7 @@ type Driver interface {
 	// Show makes the tree show exactly v, and collects what changes from then
 	// on in v.Open, which it makes if it does not exist. Whoever looks at the
 	// tree sees the old view or the new one, never base and never nothing, where
-	// the driver can (Transition.Gap tells otherwise).
+	// the driver can (doctor tells where it cannot).
 	//
 	// The old open layer, if it is among v.Layers, is sealed; else it and every
 	// layer not in v stay on disk, unseen, until Discard. A process that holds
@@ -36,7 +36,7 @@ type Driver interface {
 	Show(ctx context.Context, v View) (Transition, error)
 
 	// Hide makes the tree a plain directory again. It may be called only when
-	// the record lists no layer. Busy as in Show.
+	// the record lists no layer. Busy as in Show; no error if it is hidden.
 	Hide(ctx context.Context) error
 
 	// Dirty says whether anything in the tree has changed since v was shown.
@@ -46,11 +46,16 @@ type Driver interface {
 
 	// Changes calls visit for every path that layers (oldest first) changed on
 	// top of below, in byte order of Path. Net changes only: a file that one
-	// layer adds and a later one removes is not named.
+	// layer adds and a later one removes is not named; nor is a directory of
+	// which only the time or the inode flags changed. A file with the same bytes
+	// and another time is ChangeMetadata. ChangeRenamed means that the subtree
+	// moved: what stood at the new path before is told as deleted, what was
+	// made anew at the old one as added. A layer that is not there is an error.
 	Changes(ctx context.Context, below, layers []LayerID, visit func(Change) error) error
 
 	// Open reads the regular file or symbolic link (its target) at path, below
-	// the tree, as base and layers have it.
+	// the tree, as base and layers have it. It follows no link on the way;
+	// anything but a file or a link is an error.
 	Open(ctx context.Context, layers []LayerID, path string) (io.ReadCloser, error)
 
 	// Holders names the processes that would make Show fail now.
@@ -77,6 +82,14 @@ type Driver interface {
 	// Close gives back what the driver holds in this process. The tree goes on
 	// showing what it shows.
 	Close() error
+}
+
+// A Preparer is a driver that can do part of a coming Show ahead of time, while
+// a command runs. Prepare changes nothing that anybody sees; an error means
+// that Show will have to do all of it. What was prepared and is not shown is
+// given up by the next Prepare, Show of another view, or Close.
+type Preparer interface {
+	Prepare(ctx context.Context, v View) error
 }
 
 // Transition tells what a Show did.

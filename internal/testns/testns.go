@@ -22,8 +22,8 @@ import (
 // of it, mount_namespaces(7).
 type Propagation string
 
-// The propagation types. A shared tree has peers nowhere outside the tests; a
-// slave one has its master in a namespace that is gone.
+// The propagation types. A shared tree has no peers but the tests' own; a slave
+// one has its master in a namespace that nothing runs in.
 const (
 	Private Propagation = "private"
 	Shared  Propagation = "shared"
@@ -142,7 +142,8 @@ func enter(p Propagation) error {
 }
 
 // isolate moves the calling thread to a namespace that neither sends mounts to
-// the machine's nor receives any. A slave needs a master: a namespace between.
+// the machine's nor receives any. A slave needs a master: a namespace between,
+// which a descriptor that is inherited keeps there.
 func isolate(p Propagation) error {
 	if err := unshare(); err != nil {
 		return err
@@ -152,6 +153,9 @@ func isolate(p Propagation) error {
 	}
 	if err := propagate(Shared); err != nil {
 		return err
+	}
+	if _, err := unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY, 0); err != nil {
+		return fmt.Errorf("keep the master's namespace: %w", err)
 	}
 	return unshare()
 }

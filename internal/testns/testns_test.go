@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -41,9 +42,10 @@ func TestImages(t *testing.T) {
 const envLeave = "TESTNS_LEAVE"
 
 func TestLeave(t *testing.T) {
-	switch os.Getenv(envLeave) {
+	what, dir, _ := strings.Cut(os.Getenv(envLeave), " ")
+	switch what {
 	case "mount":
-		if err := unix.Mount("none", t.TempDir(), "tmpfs", 0, ""); err != nil {
+		if err := unix.Mount("none", dir, "tmpfs", 0, ""); err != nil {
 			t.Fatal(err)
 		}
 	case "process":
@@ -63,7 +65,7 @@ func TestLeftBehind(t *testing.T) {
 	testns.Need(t)
 	for _, what := range []string{"mount", "process"} {
 		cmd := exec.Command("/proc/self/exe", "-test.run=^TestLeave$")
-		cmd.Env = append(os.Environ(), envLeave+"="+what, "DEPLOYX_TESTNS=")
+		cmd.Env = append(os.Environ(), envLeave+"="+what+" "+t.TempDir(), "DEPLOYX_TESTNS=")
 		out, err := cmd.CombinedOutput()
 		if err == nil || !bytes.Contains(out, []byte("left behind")) {
 			t.Errorf("a %s: %v\n%s", what, err, out)

@@ -1,6 +1,9 @@
 package wire
 
-import "deployx/snapshot"
+import (
+	"deployx/session"
+	"deployx/snapshot"
+)
 
 // Register is agent_register: who the agent is and what it looks after.
 type Register struct {
@@ -116,4 +119,69 @@ type Outcome struct {
 	Code       string `json:"code,omitempty"`
 	Removed    *int   `json:"removed,omitempty"`
 	Tree       string `json:"tree,omitempty"`
+}
+
+// AgentBatchCompleted is batch_execution_completed as the agent sends it.
+type AgentBatchCompleted struct {
+	BatchCompleted
+	Code    string `json:"code,omitempty"`
+	Warning string `json:"warning,omitempty"`
+}
+
+// AgentRolledBack is rollback_completed as the agent sends it, and with Event
+// redo_completed.
+type AgentRolledBack struct {
+	RolledBack
+	CommandID string            `json:"command_id,omitempty"`
+	Processes []snapshot.Holder `json:"processes,omitempty"`
+}
+
+// SnapshotList is snapshots_list_result.
+type SnapshotList struct {
+	Success   bool                `json:"success"`
+	Snapshots []Metadata          `json:"snapshots"` // newest first
+	Batches   map[string][]string `json:"batches"`   // snapshot ids, oldest first
+	Tree      string              `json:"tree"`
+	Truncated bool                `json:"truncated,omitempty"` // older ones were left out
+	Error     string              `json:"error,omitempty"`
+	Code      string              `json:"code,omitempty"`
+}
+
+// SnapshotInfo is snapshot_info_result and batch_snapshots_result.
+type SnapshotInfo struct {
+	SnapshotID string `json:"snapshot_id,omitempty"`
+	BatchID    string `json:"batch_id,omitempty"`
+	Success    bool   `json:"success"`
+	Info       any    `json:"info"`
+	Error      string `json:"error,omitempty"`
+	Code       string `json:"code,omitempty"`
+}
+
+// Diff is diff_result.
+type Diff struct {
+	SnapshotID string            `json:"snapshot_id"`
+	Success    bool              `json:"success"`
+	Changes    []snapshot.Change `json:"changes"`
+	Patch      string            `json:"patch,omitempty"`
+	Truncated  bool              `json:"truncated,omitempty"`
+	Error      string            `json:"error,omitempty"`
+	Code       string            `json:"code,omitempty"`
+}
+
+// Redone is redo_completed.
+type Redone struct {
+	Success    bool     `json:"success"`
+	Redone     []string `json:"redone"`
+	DryRun     bool     `json:"dry_run"`
+	Verified   bool     `json:"verified"`
+	DurationMS float64  `json:"duration_ms"`
+	CWD        string   `json:"cwd,omitempty"`
+	Error      string   `json:"error,omitempty"`
+	Code       string   `json:"code,omitempty"`
+}
+
+// Redo makes the payload of a redo.
+func Redo(u session.Undo, ok bool) Redone {
+	r := Rollback(u)
+	return Redone{Success: ok, Redone: r.RolledBack, DryRun: u.DryRun, Verified: u.Verified, DurationMS: r.DurationMS, CWD: u.Dir}
 }

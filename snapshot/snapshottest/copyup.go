@@ -107,12 +107,18 @@ func (c *copyUp) data(path string) error {
 	}
 	var err error
 	if c.opens && c.meta[st.Ino] {
-		now := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_NOW}}
+		now := []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_NOW}}
 		err = unix.UtimesNanoAt(unix.AT_FDCWD, path, now, unix.AT_SYMLINK_NOFOLLOW)
 	}
 	delete(c.below, st.Ino)
 	delete(c.meta, st.Ino)
 	return err
+}
+
+// dataBelow tells whether a file's data have not been copied up.
+func (c *copyUp) dataBelow(path string) bool {
+	var st unix.Stat_t
+	return unix.Lstat(path, &st) == nil && (c.below[st.Ino] || c.meta[st.Ino])
 }
 
 // attributes copies what is no directory up, but not its data.

@@ -194,10 +194,10 @@ func names() []sequence {
 		{"odd names", make, [][]Op{change, remove, make, {rm(".wh.foo"), write("foo", "f"), rm("foo")}}},
 		{"odd directory names", slices.Clone(dirs), [][]Op{mvs, {rmAll(dir(odd[0])), rmAll(dir(odd[1])), rmAll("moved " + dir(odd[1]))}}},
 		{"rename of a long path", longPath(), [][]Op{
-			{mv("d/"+long+"/sub", "d/"+long+"/here"), mv("d/"+long+"/here", "d/"+long+"/sub")},
-			{mv("d/"+long+"/f", "f"), mv("d/"+long+"/sub", "sub")},
-			{mv("d/"+long, "d/short")},
-			{mv("d/short/other", "other")},
+			{mv(long+"/sub", long+"/here"), mv(long+"/here", long+"/sub")},
+			{ln(long+"/f", "linked"), mv(long+"/f", "f"), appendTo(long+"/f2", "up"), mv(long+"/f2", "f2"), mv(long+"/sub", "sub")},
+			{mv(long, "a directory/short")},
+			{mv("a directory/short/other", "a directory/short/same parent")},
 		}},
 		{"deep directories", deep(12), [][]Op{
 			{mv("0", "x")},
@@ -213,17 +213,16 @@ func names() []sequence {
 	}
 }
 
-const long = "" +
+const long = "a directory/" +
 	"long-name-of-50-bytes-----------------------------" + "long-name-of-50-bytes-----------------------------" +
 	"long-name-of-50-bytes-----------------------------" + "long-name-of-50-bytes-----------------------------" +
-	"and-another-50-bytes----------------------------"
+	"and-another-50-bytes------------------------------"
 
 // longPath has directories whose paths do not fit a redirect of overlayfs.
 func longPath() []Op {
-	d := "d/" + long
 	return []Op{
-		mkdir("d", 0o755), mkdir(d, 0o755), write(d+"/f", "f"),
-		mkdir(d+"/sub", 0o755), write(d+"/sub/g", "g"), mkdir(d+"/other", 0o755), write(d+"/other/h", "h"),
+		mkdir("a directory", 0o755), mkdir(long, 0o755), write(long+"/f", "f"), write(long+"/f2", "f"),
+		mkdir(long+"/sub", 0o755), write(long+"/sub/g", "g"), mkdir(long+"/other", 0o755), write(long+"/other/h", "h"),
 	}
 }
 

@@ -115,11 +115,27 @@ func (r *rig) expected(op Op) error {
 	case r.o.NoWhiteoutDevices && op.Verb == "mkchar" && op.N == 0 && kind(at(r.plain.root, op.Path)) == 0 &&
 		kind(filepath.Dir(at(r.plain.root, op.Path))) == unix.S_IFDIR:
 		return unix.EPERM
-	case r.o.LongRenames && op.Verb == "rename" && len(op.Path) > redirectMax &&
-		r.clean[op.Path].Type == 'd' && filepath.Dir(op.Path) != filepath.Dir(op.To):
+	case r.o.LongRenames && r.needsLongRedirect(op):
+		r.must("copy up", r.plain.before(r.plain.root, op))
 		return unix.EXDEV
 	}
 	return r.plain.apply(op)
+}
+
+// needsLongRedirect: overlayfs would have to note where a directory, or a file
+// of which it keeps the attributes only (metacopy), comes from.
+func (r *rig) needsLongRedirect(op Op) bool {
+	if len(op.Path) <= redirectMax || r.clean[op.Path].Type == 0 {
+		return false
+	}
+	moves := op.Verb == "rename" && filepath.Dir(op.Path) != filepath.Dir(op.To)
+	switch path := at(r.plain.root, op.Path); kind(path) {
+	case unix.S_IFDIR:
+		return moves
+	case unix.S_IFREG:
+		return (moves || op.Verb == "link") && r.o.OpenTouches && r.plain.dataBelow(path)
+	}
+	return false
 }
 
 // redirectMax is the default of overlayfs's parameter redirect_max, in bytes.

@@ -45,8 +45,9 @@ type Options struct {
 	// contents, were changed in the open layer sets its modification time, even if
 	// nothing is written. So overlayfs with metacopy=on.
 	OpenTouches bool
-	// LongRenames: a directory that is in base or a sealed layer cannot go to
-	// another parent (EXDEV) when its path is longer than 256 bytes: overlayfs's
+	// LongRenames: what is in base or a sealed layer at a path longer than 256
+	// bytes cannot go to another parent (EXDEV), if it is a directory or, with
+	// OpenTouches, a file, which cannot get another name either: overlayfs's
 	// redirect_max.
 	LongRenames bool
 	// Gap: a path lookup during Show may miss, or find base.

@@ -1,0 +1,71 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+
+	"deployx/snapshot"
+)
+
+// ready is a superblock that was made ahead of time: most of a Show's work,
+// and all of it that dirties the disk, so that the sync in freeze finds nothing
+// to write.
+type ready struct {
+	v snapshot.View
+	m *os.File
+}
+
+var _ snapshot.Preparer = (*Driver)(nil)
+
+// Prepare makes the layer and the superblock of v. The layer below it may still
+// be open: in the subtree layout it is stacked by its s/, which is looked into
+// only when the view is shown. The plain layout stacks the live upper itself
+// and does not prepare.
+func (d *Driver) Prepare(_ context.Context, v snapshot.View) error {
+	if d.name == "" || d.ready.matches(v) {
+		return nil
+	}
+	if err := d.giveUp(); err != nil {
+		return err
+	}
+	if err := d.create(v); err != nil {
+		return err
+	}
+	d.ready.v = snapshot.View{Layers: slices.Clone(v.Layers), Open: v.Open}
+	var err error
+	d.ready.m, err = d.build(v)
+	return err
+}
+
+func (r ready) matches(v snapshot.View) bool {
+	return r.m != nil && r.v.Open == v.Open && slices.Equal(r.v.Layers, v.Layers)
+}
+
+// take hands out the superblock of v, if it is ready; nil otherwise.
+func (d *Driver) take(v snapshot.View) (*os.File, error) {
+	if !d.ready.matches(v) {
+		if d.ready.v.Open == v.Open {
+			return nil, nil // its directories are in use by the caller
+		}
+		return nil, d.giveUp()
+	}
+	m := d.ready.m
+	d.ready = ready{}
+	return m, nil
+}
+
+// giveUp closes what was prepared and not shown, and discards its layer.
+func (d *Driver) giveUp() error {
+	r := d.ready
+	d.ready = ready{}
+	var err error
+	if r.m != nil {
+		err = r.m.Close()
+	}
+	if r.v.Open != "" {
+		err = errors.Join(err, d.Discard(context.Background(), r.v.Open))
+	}
+	return err
+}

@@ -20,14 +20,13 @@ func (d *Driver) Changes(ctx context.Context, below, layers []snapshot.LayerID, 
 	if len(layers) == 0 {
 		return nil
 	}
-	after, err := d.view(append(slices.Clone(below), layers...))
+	after, err := d.view(below, layers)
 	if err != nil {
 		return err
 	}
 	defer after.close()
-	after.split = len(layers)
-	before := after.below(len(layers))
-	c := comparison{ctx: ctx, before: before, split: len(layers), visit: visit, moved: map[string]bool{}}
+	before := after.below()
+	c := comparison{ctx: ctx, before: before, split: after.split, visit: visit, moved: map[string]bool{}}
 	a, err := after.root()
 	if err != nil {
 		return err
@@ -308,7 +307,7 @@ func fileType(e *entry) snapshot.FileType {
 
 // Open reads a file or a link's target as the view of layers has it.
 func (d *Driver) Open(_ context.Context, layers []snapshot.LayerID, path string) (io.ReadCloser, error) {
-	v, err := d.view(layers)
+	v, err := d.view(layers, nil)
 	if err != nil {
 		return nil, err
 	}

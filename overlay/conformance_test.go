@@ -33,6 +33,14 @@ func TestConformance(t *testing.T) {
 	t.Run("plain", func(t *testing.T) { limits.Run(t, opener(Options{Plain: true})) })
 }
 
+// TestConformanceMerged merges as soon as it can, so that every view of the
+// suite stands on merged runs: they must show what the layers show.
+func TestConformanceMerged(t *testing.T) {
+	t.Run("subtree", func(t *testing.T) { limits.Run(t, opener(Options{MergeAbove: 1})) })
+	t.Run("plain", func(t *testing.T) { limits.Random(t, opener(Options{Plain: true, MergeAbove: 1})) })
+	t.Run("crash", func(t *testing.T) { limits.Crash(t, opener(Options{MergeAbove: 1})) })
+}
+
 // TestConformanceOld forces the ways of kernels before 6.5, where a swap shows
 // base for a moment.
 func TestConformanceOld(t *testing.T) {

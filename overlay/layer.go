@@ -31,14 +31,6 @@ func (d *Driver) dir(id snapshot.LayerID, sub string) string {
 	return filepath.Join(d.layers, string(id), sub)
 }
 
-// lower is the directory that a view stacks for a sealed layer.
-func (d *Driver) lower(id snapshot.LayerID) string {
-	if d.name == "" {
-		return d.dir(id, "u")
-	}
-	return d.dir(id, "s")
-}
-
 // base is the directory that stands below all layers. The plain layout reaches
 // it through a private bind mount, for the tree's own path is covered.
 func (d *Driver) base() string {
@@ -95,7 +87,7 @@ func (d *Driver) dressRoot(v snapshot.View, upper string) error {
 // plain layout.
 func (d *Driver) openRootBelow(v snapshot.View) (*os.File, error) {
 	if n := len(v.Layers); n > 0 {
-		return os.Open(d.lower(v.Layers[n-1]))
+		return os.Open(d.dir(v.Layers[n-1], "u"))
 	}
 	if d.name == "" && sameMount(d.base(), d.layers) { // not shown: the tree is base
 		return os.Open(d.tree)
@@ -127,7 +119,29 @@ func copyAttributes(from, to *os.File) error {
 	if err := unix.UtimesNanoAt(unix.AT_FDCWD, fdName(to), times[:], 0); err != nil {
 		return &fs.PathError{Op: "utimensat", Path: to.Name(), Err: err}
 	}
+	copyFlags(from, to)
 	return nil
+}
+
+// copyFlags carries the inode flags that overlayfs carries (OVL_COPY_I_FLAGS,
+// and nodump). A file system that has none has none to carry.
+func copyFlags(from, to *os.File) {
+	const (
+		sync, nodump, noatime, dirsync = 0x8, 0x40, 0x80, 0x10000 // FS_*_FL of linux/fs.h
+		carried                        = sync | nodump | noatime | dirsync
+	)
+	r, err := os.Open(fdName(from))
+	if err != nil {
+		return
+	}
+	defer r.Close() //nolint:errcheck // read only
+	have, err := unix.IoctlGetInt(int(r.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil || have&carried == 0 {
+		return
+	}
+	if now, err := unix.IoctlGetInt(int(to.Fd()), unix.FS_IOC_GETFLAGS); err == nil {
+		unix.IoctlSetPointerInt(int(to.Fd()), unix.FS_IOC_SETFLAGS, now|have&carried) //nolint:errcheck // see above
+	}
 }
 
 // Dirty looks at the open layer's root: in the subtree layout anything in u/
@@ -218,10 +232,15 @@ func (d *Driver) moveContent(ids []snapshot.LayerID, from, to string) (moved []s
 	return moved, nil
 }
 
-// Discard moves the layer to the trash; EmptyTrash gives the space back.
+// Discard moves the layer, and what was merged from it, to the trash;
+// EmptyTrash gives the space back.
 func (d *Driver) Discard(_ context.Context, id snapshot.LayerID) error {
-	to := filepath.Join(d.layers, "trash", fmt.Sprintf("%s.%d", id, time.Now().UnixNano()))
-	err := os.Rename(d.dir(id, ""), to)
+	return errors.Join(d.dropRuns(id), d.toTrash(d.dir(id, "")))
+}
+
+func (d *Driver) toTrash(dir string) error {
+	to := filepath.Join(d.layers, "trash", fmt.Sprintf("%s.%d", filepath.Base(dir), time.Now().UnixNano()))
+	err := os.Rename(dir, to)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -35,12 +35,12 @@ func (m *mdir) lookup(name string, data bool) (*entry, error) {
 	if !s.crossed {
 		s.below = s.name
 	}
+	s.e.origin = join(m.origin, s.below)
+	if strings.HasPrefix(s.below, "/") {
+		s.e.origin = m.v.clean(s.below)
+	}
 	if s.e.dir != nil {
-		if strings.HasPrefix(s.below, "/") {
-			s.e.dir.origin = m.v.clean(s.below)
-		} else {
-			s.e.dir.origin = join(m.origin, s.below)
-		}
+		s.e.dir.origin = s.e.origin
 	}
 	return s.e, nil
 }
@@ -143,7 +143,7 @@ func (s *search) single(layer int, at *os.File, comp string, done int) error {
 		return f.Close()
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return s.file(layer, f, &st, comp, done)
+		return s.file(layer, at, f, &st, comp, done)
 	}
 	if s.e != nil && s.e.dir == nil { // a directory below a metacopy file
 		s.stop = true
@@ -158,7 +158,7 @@ func (s *search) single(layer int, at *os.File, comp string, done int) error {
 
 // file takes a non-directory: the entry itself, or the bytes of one found
 // above.
-func (s *search) file(layer int, f *os.File, st *unix.Stat_t, comp string, done int) error {
+func (s *search) file(layer int, at, f *os.File, st *unix.Stat_t, comp string, done int) error {
 	if s.e != nil && s.e.dir != nil { // hidden by a directory above
 		s.stop = true
 		return f.Close()
@@ -173,9 +173,13 @@ func (s *search) file(layer int, f *os.File, st *unix.Stat_t, comp string, done 
 	}
 	switch {
 	case s.e == nil:
-		s.e = &entry{f: f, st: *st, layer: layer}
+		parent, err := openAt(int(at.Fd()), ".", unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			return errors.Join(err, f.Close())
+		}
+		s.e = &entry{f: f, st: *st, layer: layer, parent: parent, name: comp, meta: meta}
 	case !meta:
-		s.e.data = f
+		s.e.data, s.e.dataLayer = f, layer
 	default:
 		defer f.Close() //nolint:errcheck // O_PATH
 	}

@@ -47,9 +47,16 @@ type mdir struct {
 type entry struct {
 	st    unix.Stat_t
 	f     *os.File // O_PATH, in the newest layer that has it: it decides on attributes
-	data  *os.File // O_PATH, where a metacopy file's bytes are; else nil
 	layer int
 	dir   *mdir // for a directory; f is then its first part
+
+	parent *os.File // where a file was found, and by which name: for a link to it
+	name   string
+
+	meta      bool     // a metacopy file: its bytes are in a lower layer
+	data      *os.File // O_PATH, where they are, if they were looked for
+	dataLayer int
+	origin    string // its path in the view below the split
 }
 
 func (e *entry) close() {
@@ -58,7 +65,8 @@ func (e *entry) close() {
 	case e.dir != nil:
 		e.dir.close()
 	default:
-		e.f.Close() //nolint:errcheck // O_PATH
+		e.f.Close()      //nolint:errcheck // O_PATH
+		e.parent.Close() //nolint:errcheck // O_PATH
 		if e.data != nil {
 			e.data.Close() //nolint:errcheck // O_PATH
 		}
@@ -74,16 +82,19 @@ func (m *mdir) close() {
 	}
 }
 
-// view opens base and the given layers, oldest first in layers.
-func (d *Driver) view(layers []snapshot.LayerID) (v *merged, err error) {
+// view opens base, the layers of below, and those of layers above them, which
+// are the change; both oldest first.
+func (d *Driver) view(below, layers []snapshot.LayerID) (v *merged, err error) {
 	v = &merged{name: d.name}
 	defer func() {
 		if err != nil {
 			v.close()
 		}
 	}()
-	for i := len(layers) - 1; i >= 0; i-- {
-		f, err := d.openLayer(layers[i])
+	units := d.units(layers)
+	v.split = len(units)
+	for _, u := range append(units, d.units(below)...) {
+		f, err := d.openUnit(u)
 		if err != nil {
 			return v, err
 		}
@@ -97,24 +108,24 @@ func (d *Driver) view(layers []snapshot.LayerID) (v *merged, err error) {
 	return v, nil
 }
 
-// below is the view without the newest n layers. It lives as long as v does.
-func (v *merged) below(n int) *merged {
-	return &merged{roots: v.roots[n:], name: v.name, borrowed: true}
+// below is the view without the change. It lives as long as v does.
+func (v *merged) below() *merged {
+	return &merged{roots: v.roots[v.split:], name: v.name, borrowed: true}
 }
 
-// openLayer opens the tree's root in a layer, wherever it is now: an open layer
-// is not sealed yet. Nil if the layer changed nothing.
-func (d *Driver) openLayer(id snapshot.LayerID) (*os.File, error) {
+// openUnit opens the tree's root in a layer or a run of them, wherever it is
+// now: an open layer is not sealed yet. Nil if it changed nothing.
+func (d *Driver) openUnit(u unit) (*os.File, error) {
 	if d.name == "" {
-		return openDir(d.dir(id, "u"))
+		return openDir(filepath.Join(u.dir, "u"))
 	}
 	for _, sub := range []string{"s", "u"} {
-		f, err := openDir(filepath.Join(d.dir(id, sub), d.name))
+		f, err := openDir(filepath.Join(u.dir, sub, d.name))
 		if !errors.Is(err, fs.ErrNotExist) {
 			return f, err
 		}
 	}
-	_, err := os.Lstat(d.dir(id, "")) // a layer that is lost must not pass for an empty one
+	_, err := os.Lstat(u.dir) // a layer that is lost must not pass for an empty one
 	return nil, err
 }
 

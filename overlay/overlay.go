@@ -36,6 +36,8 @@ type Options struct {
 	Plain bool
 	// Old forces the ways of kernels before 6.5, for tests.
 	Old bool
+	// MergeAbove makes Show merge when a view has more units, for tests.
+	MergeAbove int
 }
 
 // Driver shows one tree. See snapshot.Driver for the contract.
@@ -49,6 +51,9 @@ type Driver struct {
 
 	shown shownMount // what statx said of the mount whose source was read last
 	ready ready
+	runs  runs
+
+	mergeAbove, mergeMust int // tests lower them
 }
 
 type shownMount struct {
@@ -60,7 +65,10 @@ var _ snapshot.Driver = (*Driver)(nil)
 
 // New prepares a driver. It mounts nothing.
 func New(o Options) (*Driver, error) {
-	d := &Driver{tree: o.Tree, layers: filepath.Join(o.State, "layers"), has: allFeatures()}
+	d := &Driver{tree: o.Tree, layers: filepath.Join(o.State, "layers"), has: allFeatures(), mergeAbove: mergeAbove, mergeMust: mergeMust}
+	if o.MergeAbove > 0 {
+		d.mergeAbove, d.mergeMust = o.MergeAbove, o.MergeAbove
+	}
 	if o.Old {
 		d.has = features{}
 	}
@@ -128,9 +136,10 @@ func (d *Driver) Layout() string {
 	return "subtree"
 }
 
-// Depth counts base as a layer.
+// Depth is what is stacked, base included: layers that have been merged count
+// as one.
 func (d *Driver) Depth(v snapshot.View) (depth, limit int) {
-	return len(v.Layers) + 1, maxLayers
+	return len(d.units(v.Layers)) + 1, maxLayers
 }
 
 // Sync flushes the filesystem that holds the layers, which is the record's too.

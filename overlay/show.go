@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,7 +35,7 @@ func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transiti
 	if err != nil {
 		return t, err
 	}
-	undo, err := d.prepare(v)
+	undo, err := d.prepare(v, shown)
 	if err != nil {
 		return t, err
 	}
@@ -94,7 +95,7 @@ func (d *Driver) remember(open snapshot.LayerID) {
 }
 
 // prepare makes the directories of v. What it did is taken back by undo.
-func (d *Driver) prepare(v snapshot.View) (undo func() error, err error) {
+func (d *Driver) prepare(v snapshot.View, shown snapshot.LayerID) (undo func() error, err error) {
 	undo = func() error { return nil }
 	if d.name == "" {
 		if undo, err = d.bindBase(); err != nil {
@@ -106,6 +107,9 @@ func (d *Driver) prepare(v snapshot.View) (undo func() error, err error) {
 	}
 	crash.Point("overlay.created")
 	sealed, err := d.seal(v.Layers)
+	if err == nil {
+		err = d.mergeDown(context.Background(), before(v.Layers, shown), d.mergeMust)
+	}
 	unbind := undo
 	undo = func() error {
 		_, err := d.unseal(sealed)
@@ -116,6 +120,15 @@ func (d *Driver) prepare(v snapshot.View) (undo func() error, err error) {
 	}
 	crash.Point("overlay.sealed")
 	return undo, err
+}
+
+// before are the layers below the one that is shown open: those that nobody can
+// write to any more.
+func before(layers []snapshot.LayerID, shown snapshot.LayerID) []snapshot.LayerID {
+	if i := slices.Index(layers, shown); i >= 0 {
+		return layers[:i]
+	}
+	return layers
 }
 
 // bindBase keeps base within reach of the plain layout while the tree's path
@@ -196,9 +209,13 @@ func (d *Driver) checkWritable(m *os.File) error {
 
 // lowers are the directories to stack, newest first, base last.
 func (d *Driver) lowers(layers []snapshot.LayerID) []string {
+	sub := "s"
+	if d.name == "" {
+		sub = "u"
+	}
 	var dirs []string
-	for i := len(layers) - 1; i >= 0; i-- {
-		dirs = append(dirs, d.lower(layers[i]))
+	for _, u := range d.units(layers) {
+		dirs = append(dirs, filepath.Join(u.dir, sub))
 	}
 	return append(dirs, d.base())
 }

@@ -1,0 +1,279 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/internal/crash"
+	"deployx/snapshot"
+)
+
+// A merge builds one directory that stands for a run of sealed layers: stacked
+// in their place it shows the same tree. Files are hard links to the layers'
+// own, which never change again; what overlayfs notes of layers below (removals,
+// opaque directories, redirects, metacopy) is worked out anew for the place.
+type merge struct {
+	ctx    context.Context
+	below  *merged // the view without the run
+	split  int     // roots of the view that belong to the run
+	prefix string  // of redirects: the tree's place below the overlay's root
+	white  string  // a whiteout to link to, once there is one
+	copies map[inode]string
+}
+
+// An inode is a file of the run that had to be copied: its other names become
+// links to the copy.
+type inode struct{ dev, ino uint64 }
+
+// build makes the run's tree in dir, whose parent exists.
+func (m *merge) build(view *merged, dir string) error {
+	a, err := view.root()
+	if err != nil {
+		return err
+	}
+	b, err := m.below.root()
+	if err != nil {
+		return err
+	}
+	return m.directory(a, b, dir, false)
+}
+
+// directory makes one directory with what the run has in it. b is what the
+// layers below have for it, nil if nothing of theirs shows through; fresh tells
+// that nothing shows through its parent either, so that it need not say so.
+func (m *merge) directory(a, b *entry, dir string, fresh bool) error {
+	if err := m.ctx.Err(); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	names, err := a.dir.names(m.split)
+	if err != nil {
+		return err
+	}
+	for name := range names {
+		if err := m.name(a, b, name, filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	crash.Point("overlay.merging")
+	return m.dress(a, b, dir, fresh)
+}
+
+// name makes one entry: what the view has for it, or a whiteout if the layers
+// below have something that the run removed.
+func (m *merge) name(a, b *entry, name, path string) error {
+	e, err := a.dir.lookup(name, true)
+	if err != nil {
+		return err
+	}
+	defer e.close()
+	if e != nil && e.dir == nil {
+		return m.file(e, path, b != nil && e.origin == join(a.dir.origin, name))
+	}
+	var under *entry
+	switch {
+	case e != nil && m.reachesBelow(e):
+		under, err = m.below.resolve(e.dir.origin, false)
+	case e == nil && b != nil:
+		under, err = b.dir.lookup(name, false)
+	}
+	if err != nil {
+		return err
+	}
+	defer under.close()
+	if e == nil {
+		if under == nil {
+			return nil
+		}
+		return m.whiteout(path)
+	}
+	if err := m.directory(e, onlyDir(under), path, b == nil); err != nil {
+		return err
+	}
+	if m.reachesBelow(e) && (b == nil || e.dir.origin != join(a.dir.origin, name)) {
+		return setPrivate(path, "redirect", m.prefix+"/"+e.dir.origin)
+	}
+	return nil
+}
+
+// reachesBelow tells whether layers below the run have a part in a directory.
+func (m *merge) reachesBelow(e *entry) bool {
+	return e.dir.parts[len(e.dir.parts)-1].layer >= m.split
+}
+
+// dress gives a merged directory its attributes, last of all its times.
+func (m *merge) dress(a, b *entry, dir string, fresh bool) error {
+	to, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer to.Close() //nolint:errcheck // nothing was written through it
+	if err := copyAttributes(a.f, to); err != nil {
+		return err
+	}
+	// readdir must look for the numbers of copied-up inodes (overlayfs.rst).
+	if err := setPrivate(dir, "impure", "y"); err != nil {
+		return err
+	}
+	if b == nil && !fresh {
+		return setPrivate(dir, "opaque", "y")
+	}
+	return nil
+}
+
+func setPrivate(path, name, value string) error {
+	if err := unix.Lsetxattr(path, private+name, []byte(value), 0); err != nil {
+		return &fs.PathError{Op: "setxattr " + name, Path: path, Err: err}
+	}
+	return nil
+}
+
+// whiteout makes a removal. All in one merge are one inode, as far as the file
+// system allows that many links.
+func (m *merge) whiteout(path string) error {
+	if m.white != "" && unix.Link(m.white, path) == nil {
+		return nil
+	}
+	if err := unix.Mknod(path, unix.S_IFCHR, 0); err != nil {
+		return &fs.PathError{Op: "mknod", Path: path, Err: err}
+	}
+	m.white = path
+	return nil
+}
+
+// file links to a file of the run, unless what it says of the layers below it
+// would be wrong in this place: then a copy says it right. natural tells that
+// they have its bytes at the same path.
+func (m *merge) file(e *entry, path string, natural bool) error {
+	switch {
+	case e.data != nil && e.dataLayer < m.split: // its bytes lie in the run too
+		return m.once(e, path, m.whole)
+	case e.meta && !m.redirectFits(e, natural):
+		return m.once(e, path, m.shell)
+	}
+	err := unix.Linkat(int(e.parent.Fd()), e.name, unix.AT_FDCWD, path, 0)
+	if errors.Is(err, unix.EMLINK) {
+		if e.meta {
+			return m.shell(e, path)
+		}
+		return m.whole(e, path)
+	}
+	if err != nil {
+		return &fs.PathError{Op: "link", Path: path, Err: err}
+	}
+	return nil
+}
+
+// once copies a file for the first of its names and links the others.
+func (m *merge) once(e *entry, path string, copy func(*entry, string) error) error {
+	id := inode{e.st.Dev, e.st.Ino}
+	if first, ok := m.copies[id]; ok && unix.Link(first, path) == nil {
+		return nil
+	}
+	if m.copies == nil {
+		m.copies = map[inode]string{}
+	}
+	m.copies[id] = path
+	return copy(e, path)
+}
+
+// redirectFits tells whether a metacopy file, linked as it is, finds its bytes:
+// it says where, or does not need to.
+func (m *merge) redirectFits(e *entry, natural bool) bool {
+	r, err := xattr(e.f, private+"redirect")
+	if err != nil {
+		return false
+	}
+	if len(r) == 0 {
+		return natural
+	}
+	return string(r) == m.prefix+"/"+e.origin
+}
+
+// whole copies a file, bytes and attributes: a file that has no more to do with
+// layers below.
+func (m *merge) whole(e *entry, path string) error {
+	if fileType(e) != snapshot.TypeFile {
+		return fmt.Errorf("%q: too many links to a special file", path)
+	}
+	from, err := os.Open(fdName(e.bytes()))
+	if err != nil {
+		return err
+	}
+	defer from.Close() //nolint:errcheck // read only
+	to, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	err = copyBytes(from, to)
+	if err == nil {
+		err = errors.Join(copyAttributes(e.f, to), to.Sync())
+	}
+	return errors.Join(err, to.Close())
+}
+
+// shell makes a metacopy file anew, with another redirect.
+func (m *merge) shell(e *entry, path string) error {
+	to, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	err = to.Truncate(e.st.Size)
+	if err == nil {
+		err = errors.Join(
+			setPrivate(path, "metacopy", ""), setPrivate(path, "redirect", m.prefix+"/"+e.origin),
+			m.keepOrigin(e, path), copyAttributes(e.f, to))
+	}
+	return errors.Join(err, to.Close())
+}
+
+// keepOrigin carries the attribute from which inode numbers are made.
+func (m *merge) keepOrigin(e *entry, path string) error {
+	o, err := xattr(e.f, private+"origin")
+	if err != nil || o == nil {
+		return err
+	}
+	return setPrivate(path, "origin", string(o))
+}
+
+// copyBytes copies a file with its holes, by reflink where the file system
+// can (FICLONE), else inside the kernel.
+func copyBytes(from, to *os.File) error {
+	if unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil {
+		return nil
+	}
+	fi, err := from.Stat()
+	if err != nil {
+		return err
+	}
+	size := fi.Size()
+	if err := to.Truncate(size); err != nil {
+		return err
+	}
+	for at := nextData(from, 0, size); at < size; at = nextData(from, at, size) {
+		end, err := from.Seek(at, unix.SEEK_HOLE)
+		if err != nil {
+			end = size
+		}
+		for at < end {
+			in, out := at, at
+			n, err := unix.CopyFileRange(int(from.Fd()), &in, int(to.Fd()), &out, int(min(end-at, 1<<30)), 0)
+			if err != nil {
+				return &fs.PathError{Op: "copy_file_range", Path: to.Name(), Err: err}
+			}
+			if n == 0 {
+				return nil
+			}
+			at += int64(n)
+		}
+	}
+	return nil
+}

@@ -49,6 +49,9 @@ func (s *Session) Rollback(ctx context.Context, t Target, o RollbackOptions) (u 
 func (s *Session) rollback(ctx context.Context, t Target, o RollbackOptions) (Undo, error) {
 	start := time.Now()
 	id, err := s.find(t)
+	if err == nil {
+		err = s.lookOnce()
+	}
 	if err != nil {
 		return Undo{}, err
 	}
@@ -112,7 +115,7 @@ func (s *Session) find(t Target) (snapshot.ID, error) {
 		}
 	case !t.All:
 		return "", &snapshot.Error{
-			Code: snapshot.CodeUnknownSnapshot, Msg: fmt.Sprintf("%d commands are applied, fewer than %d", t.Last-left, t.Last),
+			Code: snapshot.CodeUnknownSnapshot, Msg: fmt.Sprintf("applied commands: %d, fewer than %d", t.Last-left, t.Last),
 			Hint: "deployx log lists them; --all rolls all of them back",
 		}
 	}
@@ -273,7 +276,7 @@ func (s *Session) redo(ctx context.Context, n int, o RollbackOptions) (Undo, err
 	start := time.Now()
 	h := s.rec.Head()
 	if n < 1 || n > len(h.Redo) {
-		msg := fmt.Sprintf("%d rollbacks can be taken back, not %d", len(h.Redo), n)
+		msg := fmt.Sprintf("rollbacks that can be taken back: %d, fewer than %d", len(h.Redo), n)
 		if len(h.Redo) == 0 {
 			msg = "there is no rollback to take back"
 		}

@@ -351,7 +351,10 @@ func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash stri
 	if h.Open == old {
 		return p, nil
 	}
-	_, err = s.push(ctx, old)
+	held, err := s.push(ctx, old)
+	if err == nil && len(held) == 0 {
+		err = s.maintain()
+	}
 	return p, err
 }
 

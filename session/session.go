@@ -74,6 +74,7 @@ type Session struct {
 	reserved bool       // see reserve
 	sh       *shell.Shell
 	next     snapshot.LayerID // prepared while a command ran, not used yet
+	upkeep   upkeep
 
 	now   sync.Mutex // guards live
 	live  *shell.Shell
@@ -206,6 +207,7 @@ func (s *Session) Close() error {
 	s.mu.Lock()
 	s.dropShell()
 	s.mu.Unlock()
+	s.upkeep.end(upkeepGrace)
 	err := s.exclusively(context.Background(), func() error {
 		return errors.Join(s.settle(context.Background()), s.rec.SaveStack())
 	})

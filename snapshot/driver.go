@@ -92,6 +92,13 @@ type Preparer interface {
 	Prepare(ctx context.Context, v View) error
 }
 
+// A Maintainer is a driver that keeps itself quick by work that can be done at
+// any time. Maintain may run beside the other methods, on a view whose layers
+// are sealed; it changes nothing that anybody sees, and ctx may end it.
+type Maintainer interface {
+	Maintain(ctx context.Context, v View) error
+}
+
 // Transition tells what a Show did.
 type Transition struct {
 	// Swapped is false when the tree showed the view already.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -234,8 +235,52 @@ func (d *Driver) moveContent(ids []snapshot.LayerID, from, to string) (moved []s
 
 // Discard moves the layer, and what was merged from it, to the trash;
 // EmptyTrash gives the space back.
-func (d *Driver) Discard(_ context.Context, id snapshot.LayerID) error {
+func (d *Driver) Discard(ctx context.Context, id snapshot.LayerID) error {
+	if used, err := d.inUse(ctx, id); err != nil || used {
+		if used {
+			err = &snapshot.Error{Code: snapshot.CodeTreeBusy, Msg: fmt.Sprintf("the mounted view stands on layer %s", id)}
+		}
+		return err
+	}
 	return errors.Join(d.dropRuns(id), d.toTrash(d.dir(id, "")))
+}
+
+// inUse tells whether the mount on the tree stands on a layer, itself or in a
+// run: the list of what it stands on is kept beside its open layer.
+func (d *Driver) inUse(ctx context.Context, id snapshot.LayerID) (bool, error) {
+	open, err := d.Shown(ctx)
+	if err != nil || open == "" {
+		return false, err
+	}
+	if open == id {
+		return true, nil
+	}
+	b, err := os.ReadFile(d.dir(open, "below"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	for name := range strings.FieldsSeq(string(b)) {
+		if name == string(id) {
+			return true, nil
+		}
+		of, err := os.ReadFile(filepath.Join(d.layers, "merged", name, "of"))
+		if err == nil && bytes.Contains(of, []byte(id)) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// noteBelow writes that list.
+func (d *Driver) noteBelow(open snapshot.LayerID, units []unit) error {
+	var b bytes.Buffer
+	for _, u := range units {
+		fmt.Fprintln(&b, filepath.Base(u.dir))
+	}
+	return os.WriteFile(d.dir(open, "below"), b.Bytes(), 0o600)
 }
 
 func (d *Driver) toTrash(dir string) error {

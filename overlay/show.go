@@ -179,7 +179,11 @@ func (d *Driver) detached(v snapshot.View) (*os.File, error) {
 // roots, so they need not be sealed yet.
 func (d *Driver) build(v snapshot.View) (*os.File, error) {
 	s := spec{source: sourcePrefix + string(v.Open), upper: d.dir(v.Open, "u"), work: d.dir(v.Open, "w")}
-	s.lowers = d.lowers(v.Layers)
+	units := d.units(v.Layers)
+	s.lowers = d.lowers(units)
+	if err := d.noteBelow(v.Open, units); err != nil {
+		return nil, err
+	}
 	m, err := d.has.newOverlay(s, filepath.Join(d.layers, "stage"))
 	if err != nil {
 		return nil, fmt.Errorf("mount %d layers on %q: %w", len(s.lowers), d.tree, err)
@@ -208,13 +212,13 @@ func (d *Driver) checkWritable(m *os.File) error {
 }
 
 // lowers are the directories to stack, newest first, base last.
-func (d *Driver) lowers(layers []snapshot.LayerID) []string {
+func (d *Driver) lowers(units []unit) []string {
 	sub := "s"
 	if d.name == "" {
 		sub = "u"
 	}
 	var dirs []string
-	for _, u := range d.units(layers) {
+	for _, u := range units {
 		dirs = append(dirs, filepath.Join(u.dir, sub))
 	}
 	return append(dirs, d.base())

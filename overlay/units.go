@@ -12,6 +12,9 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"deployx/internal/crash"
 	"deployx/snapshot"
 )
 
@@ -161,16 +164,26 @@ func worth(units []unit) int {
 }
 
 // mergeRun makes the run that stands for layers, above below.
-func (d *Driver) mergeRun(ctx context.Context, below, layers []snapshot.LayerID) (err error) {
-	view, err := d.view(below, layers)
+func (d *Driver) mergeRun(ctx context.Context, below, layers []snapshot.LayerID) error {
+	aside, err := d.mergeAside(ctx, below, layers)
 	if err != nil {
 		return err
 	}
-	defer view.close()
-	aside := filepath.Join(d.layers, "merged", fmt.Sprintf("new.%d", time.Now().UnixNano()))
-	if err := os.MkdirAll(aside, 0o700); err != nil {
-		return err
+	if err := d.publish(aside, layers); err != nil {
+		return errors.Join(err, d.toTrash(aside))
 	}
+	return nil
+}
+
+// mergeAside makes a directory like a layer's, which stands for layers. It is
+// in nobody's way, and removed on error.
+func (d *Driver) mergeAside(ctx context.Context, below, layers []snapshot.LayerID) (aside string, err error) {
+	view, err := d.view(below, layers)
+	if err != nil {
+		return "", err
+	}
+	defer view.close()
+	aside = filepath.Join(d.layers, "merged", fmt.Sprintf("new.%d", time.Now().UnixNano()))
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.toTrash(aside))
@@ -178,16 +191,27 @@ func (d *Driver) mergeRun(ctx context.Context, below, layers []snapshot.LayerID)
 	}()
 	top := filepath.Join(aside, "u")
 	m := merge{ctx: ctx, below: view.below(), split: view.split}
+	made := aside
 	if d.name != "" {
-		if err := os.Mkdir(filepath.Join(aside, "s"), 0o755); err != nil {
-			return err
-		}
-		top, m.prefix = filepath.Join(aside, "s", d.name), "/"+d.name
+		made = filepath.Join(aside, "s")
+		top, m.prefix = filepath.Join(made, d.name), "/"+d.name
 	}
-	if err := m.build(view, top); err != nil {
-		return err
+	if err := os.MkdirAll(made, 0o755); err != nil {
+		return aside, err
 	}
-	return d.publish(aside, layers)
+	return aside, m.build(view, top)
+}
+
+// Fold makes a layer that stands for the bottom of a stack. See
+// snapshot.Folder.
+func (d *Driver) Fold(ctx context.Context, layers []snapshot.LayerID) (snapshot.LayerID, error) {
+	aside, err := d.mergeAside(ctx, nil, layers)
+	if err != nil {
+		return "", err
+	}
+	crash.Point("overlay.folded")
+	id := snapshot.NewLayerID()
+	return id, os.Rename(aside, d.dir(id, ""))
 }
 
 func (d *Driver) publish(aside string, layers []snapshot.LayerID) error {
@@ -199,7 +223,7 @@ func (d *Driver) publish(aside string, layers []snapshot.LayerID) error {
 		return err
 	}
 	err := os.Rename(aside, d.mergedDir(layers))
-	if errors.Is(err, fs.ErrExist) {
+	if errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOTEMPTY) {
 		return d.toTrash(aside) // another process was quicker
 	}
 	if err != nil {

@@ -77,7 +77,8 @@ func (s *Session) rollback(ctx context.Context, t Target, o RollbackOptions) (Un
 	if o.DryRun {
 		return u, nil
 	}
-	to := snapshot.Head{Snapshot: oldest.Parent, Context: oldest.Context, Open: h.Open}
+	to := s.rec.Head() // the floor stays
+	to.Snapshot, to.Context = oldest.Parent, oldest.Context
 	to.Redo = append(h.Redo, snapshot.Frame{Snapshot: h.Snapshot, Context: h.Context})
 	var entries []snapshot.Snapshot
 	if drift != nil {
@@ -293,7 +294,8 @@ func (s *Session) redo(ctx context.Context, n int, o RollbackOptions) (Undo, err
 		return Undo{}, s.refuseDrift(ctx, h, nil, true)
 	}
 	frame := h.Redo[len(h.Redo)-n]
-	to := snapshot.Head{Snapshot: frame.Snapshot, Context: frame.Context, Open: h.Open, Redo: h.Redo[:len(h.Redo)-n]}
+	to := s.rec.Head()
+	to.Snapshot, to.Context, to.Redo = frame.Snapshot, frame.Context, h.Redo[:len(h.Redo)-n]
 	u := Undo{Context: frame.Context, DryRun: o.DryRun}
 	for e, err := range s.rec.Chain(frame.Snapshot) {
 		if err != nil {

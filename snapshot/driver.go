@@ -66,7 +66,9 @@ type Driver interface {
 	Sync(ctx context.Context) error
 
 	// Discard gives a layer up that no view uses any more. It returns at once;
-	// the space is given back later. No error if it is not there.
+	// the space is given back later. No error if it is not there. A layer that
+	// the shown view stands on, though the record no longer lists it, is
+	// CodeTreeBusy: it can go once another view is shown.
 	Discard(ctx context.Context, id LayerID) error
 
 	// Layers lists what is on disk, in no order.
@@ -90,6 +92,13 @@ type Driver interface {
 // given up by the next Prepare, Show of another view, or Close.
 type Preparer interface {
 	Prepare(ctx context.Context, v View) error
+}
+
+// A Folder is a driver that can make one layer of many, for retention. Fold
+// makes a new sealed layer that stands for layers, the bottom of a stack, oldest
+// first; they stay until Discard. It changes nothing that anybody sees.
+type Folder interface {
+	Fold(ctx context.Context, layers []LayerID) (LayerID, error)
 }
 
 // A Maintainer is a driver that keeps itself quick by work that can be done at

@@ -6,11 +6,12 @@ import (
 	"strings"
 )
 
-// Chain yields the entries from the given one down to base, newest first. It
-// stops at the first error, which it yields.
+// Chain yields the entries from the given one down to base or the floor, newest
+// first. It stops at the first error, which it yields.
 func (r *Record) Chain(from ID) iter.Seq2[Snapshot, error] {
 	return func(yield func(Snapshot, error) bool) {
-		for id := from; id != ""; {
+		floor := r.head.floor().Snapshot
+		for id := from; id != "" && id != floor; {
 			s, err := r.Snapshot(id)
 			if !yield(s, err) || err != nil {
 				return
@@ -53,6 +54,9 @@ func (r *Record) Resolve(prefix string) (ID, error) {
 	case 1:
 		return ID(found[0]), nil
 	case 0:
+		if r.expired(prefix) {
+			return "", errExpired(prefix)
+		}
 		return "", &Error{
 			Code: CodeUnknownSnapshot, Msg: fmt.Sprintf("no snapshot begins with %q", prefix),
 			Hint: "deployx log --all lists them",
@@ -93,6 +97,9 @@ func (r *Record) notApplied(id ID) error {
 	if _, err := r.Snapshot(id); err != nil {
 		return err
 	}
+	if r.expired(string(id)) {
+		return errExpired(string(id))
+	}
 	return &Error{
 		Code: CodeUnknownSnapshot, Msg: fmt.Sprintf("snapshot %s has been rolled back already", id),
 		Hint: "deployx log --all shows it; deployx redo brings the newest rollback back",
@@ -117,4 +124,18 @@ func (r *Record) FirstOfBatch(batch string) (ID, error) {
 		}
 	}
 	return first, nil
+}
+
+// expired tells whether an id, or a prefix of one, is not above the floor: ids
+// sort by time.
+func (r *Record) expired(id string) bool {
+	floor := string(r.head.floor().Snapshot)
+	return floor != "" && id <= floor
+}
+
+func errExpired(id string) error {
+	return &Error{
+		Code: CodeExpired, Msg: fmt.Sprintf("snapshot %s has expired", id),
+		Hint: "what its command did stays; deployx log lists what can still be rolled back",
+	}
 }

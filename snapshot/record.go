@@ -28,8 +28,17 @@ type Head struct {
 	Open LayerID `json:"open,omitempty"`
 	// Context is the hash of the shell's context now.
 	Context string `json:"context,omitempty"`
+	// Floor is where history ends: older entries have expired, and what they did
+	// is one layer.
+	Floor *Floor `json:"floor,omitempty"`
 	// Redo are the tops that rollbacks left behind, oldest rollback first.
 	Redo []Frame `json:"redo,omitempty"`
+}
+
+// Floor stands for everything up to and with the entry Snapshot.
+type Floor struct {
+	Snapshot ID      `json:"snapshot"`
+	Layer    LayerID `json:"layer,omitempty"` // "" if nothing had changed
 }
 
 // Frame is a top that a rollback left: where redo goes.
@@ -76,8 +85,25 @@ func (r *Record) Reload() error {
 	if err := checkVersion(filepath.Join(r.dir, "HEAD"), h.Version); err != nil {
 		return err
 	}
-	r.head = h
+	r.setHead(h)
 	return nil
+}
+
+// setHead forgets the remembered stack when the floor has been raised.
+func (r *Record) setHead(h Head) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if h.floor() != r.head.floor() {
+		r.stack = stack{}
+	}
+	r.head = h
+}
+
+func (h Head) floor() Floor {
+	if h.Floor == nil {
+		return Floor{}
+	}
+	return *h.Floor
 }
 
 // Head is where the tree stands, as read or moved last.
@@ -125,7 +151,7 @@ func (r *Record) Commit(h Head, flush func() error, entries ...Snapshot) error {
 	if err := durable.Publish(filepath.Join(r.dir, "HEAD")); err != nil {
 		return errors.Join(fmt.Errorf("move head: %w", err), r.Reload())
 	}
-	r.head = h
+	r.setHead(h)
 	crash.Point("record.moved")
 	return nil
 }
@@ -146,6 +172,8 @@ func (r *Record) Snapshot(id ID) (Snapshot, error) {
 	var s Snapshot
 	name := filepath.Join(r.dir, string(id)+".json")
 	switch err := readJSON(name, &s); {
+	case errors.Is(err, fs.ErrNotExist) && r.expired(string(id)):
+		return s, errExpired(string(id))
 	case errors.Is(err, fs.ErrNotExist):
 		return s, &Error{
 			Code: CodeUnknownSnapshot, Msg: fmt.Sprintf("there is no snapshot %s", id),

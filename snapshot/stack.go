@@ -15,6 +15,7 @@ import (
 // never change, so an old one is as true as a new one.
 type stack struct {
 	Version int       `json:"version"`
+	Floor   Floor     `json:"floor"`
 	Top     ID        `json:"top"`
 	Layers  []LayerID `json:"layers"`
 
@@ -46,11 +47,13 @@ func (r *Record) Layers(top ID) ([]LayerID, error) {
 
 func (r *Record) loadStack() error {
 	err := readJSON(filepath.Join(r.dir, "stack"), &r.stack)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) || r.stack.Version != Version {
-		r.stack = stack{} // derived, and lost: base is always right
+	if err != nil && !errors.Is(err, fs.ErrNotExist) || r.stack.Version != Version || r.stack.Floor != r.head.floor() {
+		r.stack = stack{} // derived, and lost: the bottom is always right
 	}
 	if _, err := r.Snapshot(r.stack.Top); err != nil {
-		r.stack = stack{}
+		r.stack = stack{Floor: r.head.floor()}
+		r.stack.Top = r.stack.Floor.Snapshot
+		r.stack.Layers = appendNew(nil, []LayerID{r.stack.Floor.Layer})
 	}
 	r.stack.Version, r.stack.saved = Version, len(r.stack.Layers)
 	return nil
@@ -83,13 +86,16 @@ func (r *Record) layersFrom(top ID) ([]LayerID, error) {
 		return known.Layers, nil
 	}
 	var above []LayerID // of the entries above known.Top, newest first
-	below := known.Layers
+	below, floor := known.Layers, r.head.floor()
 	for up, down := top, known.Top; ; {
 		if up == known.Top {
 			return appendNew(known.Layers, above), nil
 		}
 		if down == top && known.Top != "" {
 			return r.withTop(below, top)
+		}
+		if up == floor.Snapshot {
+			return appendNew(nil, append(above, floor.Layer)), nil // and nothing met
 		}
 		if up != "" {
 			e, err := r.Snapshot(up)
@@ -98,10 +104,8 @@ func (r *Record) layersFrom(top ID) ([]LayerID, error) {
 			}
 			above = append(above, e.Layer)
 			up = e.Parent
-		} else if known.Top != "" {
-			return appendNew(nil, above), nil // to base, and nothing met
 		}
-		if down != "" {
+		if down != "" && down != floor.Snapshot {
 			e, err := r.Snapshot(down)
 			if err != nil {
 				return nil, err
@@ -124,7 +128,7 @@ func (r *Record) withTop(below []LayerID, top ID) ([]LayerID, error) {
 			return appendNew(below, []LayerID{e.Layer}), nil
 		}
 	}
-	return slices.Clone(below), nil
+	return appendNew(below, []LayerID{r.head.floor().Layer}), nil
 }
 
 // appendNew adds layers, given newest first, leaving out none and repeats.

@@ -1,0 +1,234 @@
+package session
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"deployx/internal/crash"
+	"deployx/snapshot"
+)
+
+// Expired tells what retention did, or with dry would do.
+type Expired struct {
+	Snapshots []snapshot.ID // can no longer be rolled back to, oldest first
+	Undone    []snapshot.ID // rolled back before, and now gone for good
+	Discarded int           // layers given up
+	InUse     int           // layers that the mounted view still stands on: they go later
+}
+
+// Expire gives up snapshots older than age: what their commands did stays, as
+// one layer, and newer snapshots go on working; what was rolled back before
+// that goes for good. The tree need not be idle and never leaves view.
+func (s *Session) Expire(ctx context.Context, age time.Duration, dry bool) (x Expired, err error) {
+	err = s.exclusively(ctx, func() error {
+		x, err = s.expire(ctx, time.Now().Add(-age), dry)
+		return err
+	})
+	return x, err
+}
+
+func (s *Session) expire(ctx context.Context, before time.Time, dry bool) (x Expired, err error) {
+	h := s.rec.Head()
+	floor, err := s.expiring(h, before, &x)
+	if err != nil {
+		return x, err
+	}
+	kept, err := s.keptRedo(h, floor, before)
+	if err != nil {
+		return x, err
+	}
+	if err := s.gone(h, kept, before, &x); err != nil || dry {
+		return x, err
+	}
+	if floor != "" || len(kept) != len(h.Redo) {
+		h.Redo = kept
+		if floor != "" {
+			if h.Floor, err = s.fold(ctx, floor); err != nil {
+				return x, err
+			}
+		}
+		if err := s.commit(ctx, h); err != nil {
+			return x, err
+		}
+		crash.Point("session.folded")
+	}
+	if err := s.rec.Remove(x.Undone...); err != nil {
+		return x, err
+	}
+	if len(x.Snapshots) > 0 { // the newest is the floor, and stays as its mark
+		if err := s.rec.Remove(x.Snapshots[:len(x.Snapshots)-1]...); err != nil {
+			return x, err
+		}
+	}
+	return x, s.sweep(ctx, &x)
+}
+
+// expiring finds the newest applied entry that is old enough, and lists what is
+// at or below it. An entry whose layer a newer one shares is not yet.
+func (s *Session) expiring(h snapshot.Head, before time.Time, x *Expired) (floor snapshot.ID, err error) {
+	above := h.Open
+	for e, err := range s.rec.Chain(h.Snapshot) {
+		if err != nil {
+			return "", err
+		}
+		if floor == "" && e.Started.Before(before) && (e.Layer == "" || e.Layer != above) {
+			floor = e.ID
+		}
+		if e.Layer != "" {
+			above = e.Layer
+		}
+		if floor != "" {
+			x.Snapshots = append(x.Snapshots, e.ID)
+		}
+	}
+	slices.Reverse(x.Snapshots)
+	return floor, nil
+}
+
+// keptRedo are the rollbacks that can still be taken back: those that lead to a
+// young entry above the floor.
+func (s *Session) keptRedo(h snapshot.Head, floor snapshot.ID, before time.Time) (kept []snapshot.Frame, err error) {
+	for _, f := range h.Redo {
+		young, standing := false, floor == ""
+		for e, err := range s.rec.Chain(f.Snapshot) {
+			if err != nil {
+				return nil, err
+			}
+			young = young || e.ID == f.Snapshot && !e.Started.Before(before)
+			standing = standing || e.ID == floor
+		}
+		if young && standing {
+			kept = append(kept, f)
+		}
+	}
+	return kept, nil
+}
+
+// gone lists the rolled-back entries that no redo leads to and that are old.
+func (s *Session) gone(h snapshot.Head, redo []snapshot.Frame, before time.Time, x *Expired) error {
+	live := map[snapshot.ID]bool{}
+	for _, top := range append([]snapshot.Frame{{Snapshot: h.Snapshot}}, redo...) {
+		for e, err := range s.rec.Chain(top.Snapshot) {
+			if err != nil {
+				return err
+			}
+			live[e.ID] = true
+		}
+	}
+	all, err := s.rec.All()
+	if err != nil {
+		return err
+	}
+	for _, id := range all {
+		if live[id] || h.Floor != nil && id <= h.Floor.Snapshot {
+			continue
+		}
+		e, err := s.rec.Snapshot(id)
+		if err != nil {
+			return err
+		}
+		if e.Started.Before(before) {
+			x.Undone = append(x.Undone, id)
+		}
+	}
+	return nil
+}
+
+// fold makes the floor of what is at or below an entry.
+func (s *Session) fold(ctx context.Context, top snapshot.ID) (*snapshot.Floor, error) {
+	layers, err := s.rec.Layers(top)
+	if err != nil {
+		return nil, err
+	}
+	f := &snapshot.Floor{Snapshot: top}
+	switch folder, ok := s.drv.(snapshot.Folder); {
+	case len(layers) == 1:
+		f.Layer = layers[0]
+	case len(layers) > 1 && ok:
+		f.Layer, err = folder.Fold(ctx, layers)
+	case len(layers) > 1:
+		err = &snapshot.Error{Code: snapshot.CodeUnsupported, Msg: "the driver " + s.drv.Name() + " cannot let snapshots expire"}
+	}
+	return f, err
+}
+
+// sweep gives up every layer, output and context that nothing in the record
+// names. A layer that the mounted view still stands on goes another time.
+func (s *Session) sweep(ctx context.Context, x *Expired) error {
+	h := s.rec.Head()
+	live := map[string]bool{string(h.Open): true, h.Context: true, string(s.next): true}
+	if h.Floor != nil {
+		live[string(h.Floor.Layer)] = true
+	}
+	for _, f := range h.Redo {
+		live[f.Context] = true
+	}
+	all, err := s.rec.All()
+	if err != nil {
+		return err
+	}
+	for _, id := range all {
+		e, err := s.rec.Snapshot(id)
+		if err != nil {
+			return err
+		}
+		live[string(e.ID)], live[e.Context] = true, true
+		if h.Floor == nil || e.ID > h.Floor.Snapshot {
+			live[string(e.Layer)] = true
+		}
+	}
+	if err := s.sweepLayers(ctx, live, x); err != nil {
+		return err
+	}
+	return sweepFiles(live, filepath.Join(s.o.Tree.Store, "output"), filepath.Join(s.o.Tree.Store, "contexts"))
+}
+
+func (s *Session) sweepLayers(ctx context.Context, live map[string]bool, x *Expired) error {
+	layers, err := s.drv.Layers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range layers {
+		if live[string(l)] {
+			continue
+		}
+		switch err := s.drv.Discard(ctx, l); {
+		case snapshot.CodeOf(err) == snapshot.CodeTreeBusy && err != nil:
+			x.InUse++
+		case err != nil:
+			return err
+		default:
+			x.Discarded++
+		}
+	}
+	return nil
+}
+
+func sweepFiles(live map[string]bool, dirs ...string) error {
+	for _, dir := range dirs {
+		names, err := os.ReadDir(dir)
+		if err != nil && !os.IsNotExist(err) {
+			return err
+		}
+		for _, n := range names {
+			if !live[n.Name()] {
+				if err := os.Remove(filepath.Join(dir, n.Name())); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// EmptyTrash gives the space of discarded layers back. It holds no lock and may
+// take its time; ctx ends it.
+func (s *Session) EmptyTrash(ctx context.Context) error {
+	if e, ok := s.drv.(interface{ EmptyTrash(context.Context) error }); ok {
+		return e.EmptyTrash(ctx)
+	}
+	return nil
+}

@@ -1,0 +1,85 @@
+package session
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"deployx/internal/treecmp"
+	"deployx/snapshot"
+)
+
+func (r *rig) expire(age time.Duration) Expired {
+	r.Helper()
+	x, err := r.Expire(context.Background(), age, false)
+	if err != nil {
+		r.Fatal(err)
+	}
+	return x
+}
+
+// TestExpire: old snapshots cannot be gone back to, what their commands did
+// stays, newer ones go on working, and disk use shrinks.
+func TestExpire(t *testing.T) {
+	r := newRig(t)
+	var old []snapshot.ID
+	for _, c := range []string{"mkdir -p d/e; echo 1 > d/f; echo 1 > d/e/g", "mv d n; echo 2 >> n/f", "rm n/e/g; chmod 700 ."} {
+		res, _ := r.run(c)
+		old = append(old, res.Snapshot.ID)
+	}
+	undone, _ := r.run("echo undone > undone")
+	r.rollback(undone.Snapshot.ID)
+	time.Sleep(20 * time.Millisecond) //nolint:forbidigo // age is what is tested
+	start := time.Now()
+	p0 := picture(t, r.tree)
+	a, _ := r.run("echo a > a")
+	p1 := picture(t, r.tree)
+	b, _ := r.run("echo b > b")
+	p2 := picture(t, r.tree)
+
+	x := r.expire(time.Since(start))
+	if len(x.Snapshots) != 3 || len(x.Undone) != 1 {
+		t.Errorf("%+v", x)
+	}
+	sameTree(t, "after expiry", p2, r.tree)
+	for _, id := range append(old, undone.Snapshot.ID) {
+		_, err := r.Rollback(context.Background(), Target{ID: id}, RollbackOptions{})
+		if c := snapshot.CodeOf(err); err == nil || c != snapshot.CodeExpired && c != snapshot.CodeUnknownSnapshot {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
+	c, _ := r.run("echo c > c")
+	if x := r.expire(time.Since(start)); x.InUse != 0 || x.Discarded == 0 {
+		t.Errorf("after the next swap the old layers go: %+v", x)
+	}
+	r.rollback(c.Snapshot.ID)
+	r.reopen()
+	r.rollback(b.Snapshot.ID)
+	sameTree(t, "before b", p1, r.tree)
+	r.rollback(a.Snapshot.ID)
+	sameTree(t, "before a, on the floor", p0, r.tree)
+	if !mounted(t, r.tree) {
+		t.Error("the floor is not mounted")
+	}
+	if err := r.EmptyTrash(context.Background()); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(filepath.Join(r.opts.Tree.Store, "layers", "trash")); err != nil || len(left) != 0 {
+		t.Error(left, err)
+	}
+	again := r.expire(0)
+	if len(again.Snapshots) != 0 {
+		t.Errorf("nothing is above the floor: %+v", again)
+	}
+	sameTree(t, "at the end", p0, r.tree)
+}
+
+// sameTree compares, but for the link counts of merged layers.
+func sameTree(t *testing.T, what string, want treecmp.Picture, tree string) {
+	t.Helper()
+	if d := treecmp.Diff(want, picture(t, tree), treecmp.Options{AnyNlink: true}); len(d) > 0 {
+		t.Errorf("%s:\n%s", what, d)
+	}
+}

@@ -19,10 +19,10 @@ type Expired struct {
 	InUse     int           // layers that the mounted view still stands on: they go later
 }
 
-// Expire gives up snapshots older than age: what their commands did stays, as
+// Collect gives up snapshots older than age: what their commands did stays, as
 // one layer, and newer snapshots go on working; what was rolled back before
 // that goes for good. The tree need not be idle and never leaves view.
-func (s *Session) Expire(ctx context.Context, age time.Duration, dry bool) (x Expired, err error) {
+func (s *Session) Collect(ctx context.Context, age time.Duration, dry bool) (x Expired, err error) {
 	err = s.exclusively(ctx, func() error {
 		x, err = s.expire(ctx, time.Now().Add(-age), dry)
 		return err
@@ -222,6 +222,15 @@ func sweepFiles(live map[string]bool, dirs ...string) error {
 		}
 	}
 	return nil
+}
+
+// Expire is Collect and EmptyTrash, and counts what expired.
+func (s *Session) Expire(ctx context.Context, age time.Duration) (n int, err error) {
+	x, err := s.Collect(ctx, age, false)
+	if err != nil {
+		return 0, err
+	}
+	return len(x.Snapshots) + len(x.Undone), s.EmptyTrash(ctx)
 }
 
 // EmptyTrash gives the space of discarded layers back. It holds no lock and may

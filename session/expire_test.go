@@ -13,7 +13,7 @@ import (
 
 func (r *rig) expire(age time.Duration) Expired {
 	r.Helper()
-	x, err := r.Expire(context.Background(), age, false)
+	x, err := r.Collect(context.Background(), age, false)
 	if err != nil {
 		r.Fatal(err)
 	}

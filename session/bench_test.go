@@ -9,41 +9,70 @@ import (
 	"testing"
 	"time"
 
+	"deployx/internal/testns"
 	"deployx/shell"
-	"deployx/snapshot"
 )
 
+// image is a directory on an ext4 of its own, in memory: what is measured there
+// is not the disk.
+func image(b *testing.B, inodes int) string {
+	b.Helper()
+	testns.Need(b)
+	return testns.NewImage(b, testns.ImageOptions{Type: "ext4", Size: 4 << 30, Inodes: inodes}).Dir
+}
+
 // BenchmarkRun measures a command that changes one file, with all that the
-// session does around it, beside the same command in the shell alone.
+// session does around it (until the next one could begin), beside the same
+// command in the shell alone, and one durable replacement of a file.
 func BenchmarkRun(b *testing.B) {
-	for _, files := range []int{100, 100_000} {
-		b.Run(fmt.Sprintf("files=%d", files), func(b *testing.B) { benchRun(b, files, false) })
-	}
-	b.Run("fast", func(b *testing.B) { benchRun(b, 100, true) })
+	b.Run("disk", func(b *testing.B) { benchRun(b, b.TempDir(), 100) })
+	b.Run("disk/flush", benchFlush)
+	b.Run("memory/files=100", func(b *testing.B) { benchRun(b, image(b, 1_200_000), 100) })
+	b.Run("memory/files=1000000", func(b *testing.B) { benchRun(b, image(b, 1_200_000), 1_000_000) })
 	b.Run("shell", benchShell)
 }
 
-func benchRun(b *testing.B, files int, fast bool) {
-	r := newRig(b)
+func benchRun(b *testing.B, dir string, files int) {
+	r := newRigIn(b, dir)
 	fill(b, r.tree, files)
-	r.o.Fast = fast
-	var took []time.Duration
 	r.run(":")
+	var whole, told []time.Duration
 	for b.Loop() {
 		start := time.Now()
-		res, _ := r.run("echo x > changed")
-		took = append(took, time.Since(start))
-		if len(took)%100 == 0 {
-			b.StopTimer()
-			if _, err := r.Rollback(context.Background(), Target{All: true}, RollbackOptions{}); err != nil {
-				b.Fatal(err)
-			}
-			r.run(":")
-			b.StartTimer()
+		_, err := r.Run(context.Background(), Command{Text: "echo x > changed", Done: func(Result) { told = append(told, time.Since(start)) }})
+		if err != nil {
+			b.Fatal(err)
 		}
-		_ = res
+		whole = append(whole, time.Since(start))
 	}
-	percentiles(b, took)
+	percentiles(b, "", whole)
+	percentiles(b, "told-", told)
+}
+
+// benchFlush is one file replaced durably: write, fsync, rename, fsync of the
+// directory.
+func benchFlush(b *testing.B) {
+	dir := b.TempDir()
+	d, err := os.Open(dir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer d.Close() //nolint:errcheck // read only
+	var took []time.Duration
+	for b.Loop() {
+		start := time.Now()
+		f, err := os.Create(filepath.Join(dir, "tmp"))
+		if err != nil {
+			b.Fatal(err)
+		}
+		fmt.Fprintln(f, start)                                           //nolint:errcheck // a benchmark
+		f.Sync()                                                         //nolint:errcheck // a benchmark
+		f.Close()                                                        //nolint:errcheck // a benchmark
+		os.Rename(filepath.Join(dir, "tmp"), filepath.Join(dir, "name")) //nolint:errcheck // a benchmark
+		d.Sync()                                                         //nolint:errcheck // a benchmark
+		took = append(took, time.Since(start))
+	}
+	percentiles(b, "", took)
 }
 
 func benchShell(b *testing.B) {
@@ -60,20 +89,20 @@ func benchShell(b *testing.B) {
 		}
 		took = append(took, time.Since(start))
 	}
-	percentiles(b, took)
+	percentiles(b, "", took)
 }
 
-func percentiles(b *testing.B, d []time.Duration) {
+func percentiles(b *testing.B, prefix string, d []time.Duration) {
 	slices.Sort(d)
-	b.ReportMetric(float64(d[len(d)/2].Microseconds()), "p50-µs")
-	b.ReportMetric(float64(d[len(d)*99/100].Microseconds()), "p99-µs")
+	b.ReportMetric(float64(d[len(d)/2].Microseconds()), prefix+"p50-µs")
+	b.ReportMetric(float64(d[len(d)*99/100].Microseconds()), prefix+"p99-µs")
 }
 
-// fill makes files in directories of a hundred.
+// fill makes files in directories of a thousand.
 func fill(b testing.TB, tree string, n int) {
 	for i := range n {
-		dir := filepath.Join(tree, fmt.Sprint(i/100))
-		if i%100 == 0 {
+		dir := filepath.Join(tree, fmt.Sprint(i/1000))
+		if i%1000 == 0 {
 			if err := os.MkdirAll(dir, 0o755); err != nil {
 				b.Fatal(err)
 			}
@@ -84,16 +113,35 @@ func fill(b testing.TB, tree string, n int) {
 	}
 }
 
-// BenchmarkRollback measures a rollback until the tree shows it.
+// BenchmarkRollback measures rollbacks until the tree shows them: of one
+// command, of one that changed 10 GB, and of fifty that changed 100,000 files.
 func BenchmarkRollback(b *testing.B) {
-	r := newRig(b)
-	var took []time.Duration
-	for b.Loop() {
-		b.StopTimer()
-		res, _ := r.run("for i in {1..1000}; do echo $i > f$i; done")
-		b.StartTimer()
-		took = append(took, r.rollback(res.Snapshot.ID).Duration)
+	for _, c := range []struct {
+		name, text string
+		commands   int
+	}{
+		{"one", "echo x > changed", 1},
+		{"10GB", "fallocate -l 10G big", 1},
+		{"50commands-100000files", "mkdir d$RANDOM$RANDOM; cd d$RANDOM$RANDOM 2>/dev/null || cd $(ls -td */ | head -1); touch $(seq 2000); cd ..", 50},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			r := newRig(b)
+			r.run("echo base > base")
+			for range c.commands {
+				r.run(c.text)
+			}
+			var took []time.Duration
+			for b.Loop() {
+				u, err := r.Rollback(context.Background(), Target{Last: c.commands}, RollbackOptions{})
+				if err != nil {
+					b.Fatal(err)
+				}
+				took = append(took, u.Duration)
+				if _, err := r.Redo(context.Background(), 1, RollbackOptions{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			percentiles(b, "shown-", took)
+		})
 	}
-	percentiles(b, took)
-	_ = snapshot.Version
 }

@@ -16,8 +16,8 @@ import (
 // they are given up, so that it can still be recorded and rolled back, which is
 // the way out. reserveFiles covers what a command and a rollback make anew.
 const (
-	reserveFiles = 32
-	reserveBytes = 16 << 10 // each
+	reserveFiles = 64
+	reserveBytes = 8 << 10 // each
 )
 
 func (s *Session) reserveDir() string { return filepath.Join(s.o.Tree.Store, "reserve") }

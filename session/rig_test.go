@@ -25,9 +25,11 @@ type rig struct {
 	opts Options
 }
 
-func newRig(t testing.TB) *rig {
+func newRig(t testing.TB) *rig { return newRigIn(t, t.TempDir()) }
+
+// newRigIn is newRig in a given directory.
+func newRigIn(t testing.TB, dir string) *rig {
 	testns.Need(t)
-	dir := t.TempDir()
 	r := &rig{TB: t, tree: filepath.Join(dir, "srv", "app")}
 	if err := os.MkdirAll(r.tree, 0o755); err != nil {
 		t.Fatal(err)

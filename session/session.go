@@ -129,10 +129,19 @@ func (s *Session) exclusively(ctx context.Context, f func() error) (err error) {
 		wait, cancel = context.WithTimeout(ctx, s.o.Wait)
 		defer cancel()
 	}
-	l, err := snapshot.WaitLock(wait, filepath.Join(s.o.Tree.Store, "lock"), s.o.Waiting)
+	l, err := s.lock(wait)
 	if err != nil {
 		return err
 	}
+	return s.under(ctx, l, f)
+}
+
+func (s *Session) lock(wait context.Context) (*snapshot.Lock, error) {
+	return snapshot.WaitLock(wait, filepath.Join(s.o.Tree.Store, "lock"), s.o.Waiting)
+}
+
+// under runs f under the lock and gives the lock back.
+func (s *Session) under(ctx context.Context, l *snapshot.Lock, f func() error) (err error) {
 	defer func() { err = errors.Join(err, l.Unlock()) }()
 	if err := s.rec.Reload(); err != nil {
 		return err
@@ -202,16 +211,27 @@ func (s *Session) flush(ctx context.Context) func() error {
 }
 
 // Close ends the shell. The tree goes on showing what it shows, but one with
-// no layer becomes a plain directory again.
+// no layer becomes a plain directory again. Where another deployx is at work on
+// the tree that is left to it: Close does not wait.
 func (s *Session) Close() error {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.dropShell()
-	s.mu.Unlock()
 	s.upkeep.end(upkeepGrace)
-	err := s.exclusively(context.Background(), func() error {
-		return errors.Join(s.settle(context.Background()), s.rec.SaveStack())
-	})
-	return errors.Join(err, s.drv.Close())
+	return errors.Join(s.tidy(context.Background()), s.drv.Close())
+}
+
+func (s *Session) tidy(ctx context.Context) error {
+	once, stop := context.WithCancel(ctx)
+	stop()
+	l, err := s.lock(once)
+	if snapshot.CodeOf(err) == snapshot.CodeTreeBusy {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return s.under(ctx, l, func() error { return errors.Join(s.settle(ctx), s.rec.SaveStack()) })
 }
 
 // settle hides a tree whose stack is empty. One that is held stays mounted,

@@ -109,6 +109,7 @@ type BatchProgress struct {
 // rollback_result, batch_rollback_status, batch_rollback_result,
 // cleanup_result, shell_started, shell_stopped.
 type Outcome struct {
+	CommandID  string `json:"command_id,omitempty"`
 	SnapshotID string `json:"snapshot_id,omitempty"`
 	BatchID    string `json:"batch_id,omitempty"`
 	Shell      string `json:"shell,omitempty"`

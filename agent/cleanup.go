@@ -1,0 +1,84 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"deployx/internal/wire"
+	"deployx/snapshot"
+)
+
+var errKeeps = fail(snapshot.CodeUnsupported, "this tree's snapshots cannot be cleaned up: the session keeps all of them", "")
+
+// expire lets the old snapshots of a tree go.
+func (a *Agent) expire(ctx context.Context, s Session, olderThan time.Duration) (int, error) {
+	r, ok := s.(Retainer)
+	if !ok {
+		return 0, errKeeps
+	}
+	n, err := r.Expire(ctx, olderThan)
+	if n > 0 {
+		a.log.WithField("tree", s.Tree().Path).Infof("Cleaned up %d old snapshots", n)
+	}
+	return n, err
+}
+
+// cleanUp is the background task.
+func (a *Agent) cleanUp(ctx context.Context) {
+	if a.o.Retention < 0 {
+		return
+	}
+	tick := time.NewTicker(a.o.CleanupInterval)
+	defer tick.Stop()
+	for {
+		for _, t := range a.trees.all() {
+			s := t.current()
+			if s == nil {
+				continue
+			}
+			if _, err := a.expire(ctx, s, a.o.Retention); err != nil && !errors.Is(err, errKeeps) && ctx.Err() == nil {
+				a.log.WithError(err).WithField("tree", t.path).Error("Could not clean up")
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// cleanupSnapshots is clean-up by hand.
+func (a *Agent) cleanupSnapshots(ctx context.Context, r *request) (string, any, error) {
+	hours := r.number("older_than_hours", 24, 0, 1e6)
+	path := r.text("tree", 4096)
+	n, err := 0, r.err
+	if err == nil {
+		var s Session
+		if s, _, err = a.reading(ctx, path); err == nil {
+			n, err = a.expire(ctx, s, time.Duration(hours*float64(time.Hour)))
+		}
+	}
+	out := wire.Outcome{Success: new(err == nil), Removed: &n, Message: fmt.Sprintf("Cleaned up %d old snapshots", n), Tree: path}
+	if err != nil {
+		out.Message = err.Error()
+	}
+	out.Error, out.Code = words(err)
+	a.noteResult(auditLine{Event: r.event, Tree: path, OK: err == nil, Code: out.Code, Message: out.Message})
+	return "cleanup_result", out, err
+}
+
+// cleanupSnapshot asks for one snapshot to go. A layer that others stand on
+// cannot go by itself; retention folds from the oldest on.
+func (a *Agent) cleanupSnapshot(_ context.Context, r *request) (string, any, error) {
+	id := r.id("snapshot_id")
+	err := r.err
+	if err == nil {
+		err = fail(snapshot.CodeUnsupported, "one snapshot cannot be removed from under those above it", "use cleanup_snapshots, which lets the oldest go")
+	}
+	out := wire.Outcome{SnapshotID: id, Success: new(bool), Message: err.Error()}
+	out.Error, out.Code = words(err)
+	return "cleanup_result", out, err
+}

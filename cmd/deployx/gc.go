@@ -1,0 +1,64 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"deployx/session"
+)
+
+func (a *app) gcCmd() *cobra.Command {
+	var keep time.Duration
+	var dry bool
+	c := &cobra.Command{
+		Use:   "gc",
+		Short: "Let old snapshots expire and give their space back",
+		Long: `Let snapshots older than --keep-for expire: they can no longer be rolled back
+to, but what their commands did stays, as one layer, and newer snapshots go on
+working. What was rolled back before that goes for good. The tree need not be
+idle and never leaves view; layers that the mounted tree still stands on go after
+the next command that changes something.
+
+Exit status: 0 done; 1 refused or failed; 2 usage.`,
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return a.gc(c.Context(), keep, dry) },
+	}
+	c.Flags().DurationVar(&keep, "keep-for", 24*time.Hour, "keep snapshots younger than this")
+	c.Flags().BoolVar(&dry, "dry-run", false, "tell what would be done and do nothing")
+	a.session.register(c, false)
+	return c
+}
+
+func (a *app) gc(ctx context.Context, keep time.Duration, dry bool) error {
+	t, err := a.known()
+	if err != nil {
+		return err
+	}
+	return a.with(ctx, t, func(s *session.Session) error {
+		x, err := s.Collect(ctx, keep, dry)
+		if err != nil {
+			return err
+		}
+		if !dry {
+			if err := s.EmptyTrash(ctx); err != nil {
+				return err
+			}
+		}
+		if a.json {
+			return json.NewEncoder(a.out).Encode(map[string]any{
+				"event": "cleanup_completed", "expired": len(x.Snapshots), "undone": len(x.Undone),
+				"layers_discarded": x.Discarded, "layers_in_use": x.InUse, "dry_run": dry,
+			})
+		}
+		verb := "expired"
+		if dry {
+			verb = "would expire"
+		}
+		a.say("deployx: %d snapshots %s, %d rolled-back ones gone, %d layers given up, %d still in use",
+			len(x.Snapshots), verb, len(x.Undone), x.Discarded, x.InUse)
+		return nil
+	})
+}

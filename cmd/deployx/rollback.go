@@ -1,0 +1,215 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"deployx/internal/wire"
+	"deployx/session"
+	"deployx/snapshot"
+)
+
+type rollbackFlags struct {
+	batch       string
+	last        int
+	all, dryRun bool
+	drift       string
+}
+
+func (a *app) rollbackCmd() *cobra.Command {
+	var f rollbackFlags
+	c := &cobra.Command{
+		Use:   "rollback (ID | --batch ID | --last N | --all)",
+		Short: "Put the tree back to what it was before a command",
+		Long: `Put the tree back to exactly what it was before a command: that command's layer
+and every later one are dropped, newest first, all or nothing. For a batch that
+is its first command's layer and all above. Nothing is deleted yet: deployx redo
+takes the rollback back.
+
+What others changed between the commands is not thrown away unasked: the
+rollback is refused and names the paths, unless --drift drop is given. A tree
+that running processes hold is refused too, and they are named.
+
+Exit status: 0 done; 1 refused or failed, and the tree is as it was; 2 usage.`,
+		ValidArgsFunction: a.completeID(false),
+		RunE:              func(c *cobra.Command, args []string) error { return a.rollback(c.Context(), f, args) },
+	}
+	c.Flags().StringVar(&f.batch, "batch", "", "the whole batch with this `id`")
+	c.Flags().IntVar(&f.last, "last", 0, "the newest `N` commands")
+	c.Flags().BoolVar(&f.all, "all", false, "everything, back to base")
+	registerUndo(c, &f)
+	a.session.register(c, false)
+	return c
+}
+
+func registerUndo(c *cobra.Command, f *rollbackFlags) {
+	c.Flags().BoolVar(&f.dryRun, "dry-run", false, "tell what would be done and do nothing")
+	c.Flags().StringVar(&f.drift, "drift", "refuse", "with changes that others made: refuse or drop")
+}
+
+func (f rollbackFlags) options() (session.RollbackOptions, error) {
+	switch session.OnDrift(f.drift) {
+	case session.DriftRefuse, session.DriftDrop:
+		return session.RollbackOptions{DryRun: f.dryRun, Drift: session.OnDrift(f.drift)}, nil
+	}
+	return session.RollbackOptions{}, usageError{fmt.Errorf("--drift is refuse or drop, not %q", f.drift)}
+}
+
+func (f rollbackFlags) target(rec *snapshot.Record, args []string) (session.Target, error) {
+	t := session.Target{Batch: f.batch, Last: f.last, All: f.all}
+	n := len(args)
+	for _, set := range []bool{f.batch != "", f.last != 0, f.all} {
+		if set {
+			n++
+		}
+	}
+	if n != 1 || f.last < 0 {
+		return t, usageError{errors.New("say what to roll back: one ID, --batch ID, --last N or --all")}
+	}
+	if len(args) == 0 {
+		return t, nil
+	}
+	var err error
+	t.ID, err = rec.Resolve(args[0])
+	return t, err
+}
+
+func (a *app) rollback(ctx context.Context, f rollbackFlags, args []string) error {
+	o, err := f.options()
+	if err != nil {
+		return err
+	}
+	t, err := a.known()
+	if err != nil {
+		return a.undoFailed(f, args, err)
+	}
+	err = a.with(ctx, t, func(s *session.Session) error {
+		target, err := f.target(s.Record(), args)
+		if err != nil {
+			return err
+		}
+		u, err := s.Rollback(ctx, target, o)
+		if err != nil {
+			return err
+		}
+		return a.undone(u, wire.Rollback(u), string(target.ID), f.batch)
+	})
+	return a.undoFailed(f, args, err)
+}
+
+// undone tells of a rollback.
+func (a *app) undone(u session.Undo, r wire.RolledBack, id, batch string) error {
+	if a.json {
+		r.Event, r.SnapshotID, r.BatchID = "rollback_completed", id, batch
+		return a.encode(r)
+	}
+	verb := "rolled back"
+	if u.DryRun {
+		verb = "would roll back"
+	}
+	a.tellUndo(u, verb)
+	return nil
+}
+
+// undoFailed prints the event of a rollback that was refused.
+func (a *app) undoFailed(f rollbackFlags, args []string, err error) error {
+	var usage usageError
+	if err == nil || !a.json || errors.As(err, &usage) {
+		return err
+	}
+	r := wire.RolledBack{Event: "rollback_completed", BatchID: f.batch, RolledBack: []string{}, Error: err.Error(), Code: string(snapshot.CodeOf(err))}
+	if len(args) == 1 {
+		r.SnapshotID = args[0]
+	}
+	var e *snapshot.Error
+	if errors.As(err, &e) {
+		r.Paths = e.Paths
+	}
+	return errors.Join(err, a.encode(r))
+}
+
+// tellUndo lists what was undone, newest first.
+func (a *app) tellUndo(u session.Undo, verb string) {
+	for _, s := range u.Dropped {
+		what := s.Command
+		if s.Kind == snapshot.KindDrift {
+			what = "(changes made by others)"
+		}
+		a.say("deployx: %s %s +%d ~%d -%d  %s", verb, short(s.ID), s.Changes.Added, s.Changes.Modified, s.Changes.Deleted, oneLine(what, 60))
+	}
+	if u.DryRun {
+		return
+	}
+	if u.Late {
+		a.say("deployx: somebody wrote to the tree in the moment before: that went too; deployx redo shows it")
+	}
+	where := fmt.Sprintf("the shell is in %s", printable(u.Dir))
+	if u.Plain {
+		where += "; the tree is a plain directory again"
+	}
+	a.say("deployx: %d undone in %s; %s; take it back: deployx redo", len(u.Dropped), u.Duration.Round(100*time.Microsecond), where)
+}
+
+func (a *app) redoCmd() *cobra.Command {
+	var f rollbackFlags
+	c := &cobra.Command{
+		Use:   "redo [N]",
+		Short: "Take the newest rollback back (or the newest N)",
+		Long: `Take the newest rollback back: its layers are shown again. Possible until
+something new has been run.
+
+Exit status: 0 done; 1 refused or failed, and the tree is as it was; 2 usage.`,
+		RunE: func(c *cobra.Command, args []string) error { return a.redo(c.Context(), f, args) },
+	}
+	registerUndo(c, &f)
+	a.session.register(c, false)
+	return c
+}
+
+func (a *app) redo(ctx context.Context, f rollbackFlags, args []string) error {
+	n := 1
+	if len(args) > 0 {
+		var err error
+		if n, err = strconv.Atoi(args[0]); err != nil || n < 1 || len(args) > 1 {
+			return usageError{fmt.Errorf("redo takes a number of rollbacks, got %q", args)}
+		}
+	}
+	o, err := f.options()
+	if err != nil {
+		return err
+	}
+	t, err := a.known()
+	if err != nil {
+		return err
+	}
+	return a.with(ctx, t, func(s *session.Session) error {
+		u, err := s.Redo(ctx, n, o)
+		if err != nil {
+			return err
+		}
+		if a.json {
+			return a.redone(u)
+		}
+		for _, e := range u.Dropped {
+			a.say("deployx: brought back %s  %s", short(e.ID), oneLine(e.Command, 60))
+		}
+		a.say("deployx: %d done again in %s", len(u.Dropped), u.Duration.Round(100*time.Microsecond))
+		return nil
+	})
+}
+
+func (a *app) redone(u session.Undo) error {
+	ids := []string{}
+	for _, e := range u.Dropped {
+		ids = append(ids, string(e.ID))
+	}
+	return a.encode(map[string]any{
+		"event": "redo_completed", "success": true, "redone": ids, "dry_run": u.DryRun, "verified": u.Verified,
+		"duration_ms": float64(u.Duration) / float64(time.Millisecond),
+	})
+}

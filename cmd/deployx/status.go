@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"deployx/session"
+	"deployx/snapshot"
+)
+
+func (a *app) statusCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show the trees: driver, mounted or not, head, snapshots, disk used, who holds them",
+		Long: `Show the known trees, or with --tree one of them: driver, whether the tree is
+mounted, its newest snapshot, how many there are, the mounted layers, the disk
+they use, and the processes that hold the tree. It changes nothing.
+
+Exit status: 0; 1 if a record cannot be read; 2 usage.`,
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return a.overview(c.Context()) },
+	}
+}
+
+// treeStatus is one tree of status --json.
+type treeStatus struct {
+	Path      string            `json:"path"`
+	Driver    string            `json:"driver"`
+	Mounted   bool              `json:"mounted"`
+	Agrees    bool              `json:"agrees"` // the tree shows what the record says
+	Head      snapshot.ID       `json:"head,omitempty"`
+	Snapshots int               `json:"snapshots"`
+	Redo      int               `json:"redo"`
+	Layers    int               `json:"layers"`
+	MaxLayers int               `json:"max_layers"`
+	Drift     bool              `json:"drift"`
+	Running   snapshot.ID       `json:"running,omitempty"`
+	Disk      snapshot.Usage    `json:"disk"`
+	PinnedBy  []snapshot.Holder `json:"pinned_by,omitempty"`
+	Store     string            `json:"store"`
+}
+
+func (a *app) overview(ctx context.Context) error {
+	trees, err := a.statusTrees()
+	if err != nil {
+		return err
+	}
+	list := []treeStatus{}
+	for _, t := range trees {
+		st, err := a.treeStatus(ctx, t)
+		if err != nil {
+			return fmt.Errorf("%s: %w", t.Path, err)
+		}
+		list = append(list, st)
+	}
+	if a.json {
+		return a.encode(map[string]any{"state": a.stateDir(), "trees": list})
+	}
+	if len(list) == 0 {
+		a.say("deployx: no tree is known in %s; deployx run --tree DIR makes one", a.stateDir())
+	}
+	for _, st := range list {
+		if err := a.printStatus(st); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *app) statusTrees() ([]snapshot.Tree, error) {
+	if a.tree != "" {
+		t, err := a.known()
+		return []snapshot.Tree{t}, err
+	}
+	return snapshot.NewState(a.stateDir()).Trees()
+}
+
+func (a *app) treeStatus(ctx context.Context, t snapshot.Tree) (out treeStatus, err error) {
+	err = a.reading(ctx, t, func(s *session.Session) error {
+		st, err := s.Status(ctx)
+		out = treeStatus{
+			Path: t.Path, Driver: t.Driver, Store: t.Store,
+			Mounted: st.Mounted, Agrees: st.Agrees, Head: st.Head, Snapshots: st.Snapshots, Redo: st.Redo,
+			Layers: st.Layers, MaxLayers: st.MaxLayers, Drift: st.Drift, Running: st.Running, Disk: st.Disk, PinnedBy: st.PinnedBy,
+		}
+		return err
+	})
+	return out, err
+}
+
+func (a *app) printStatus(st treeStatus) error {
+	var b strings.Builder
+	row := func(k, format string, args ...any) {
+		fmt.Fprintf(&b, "  %-10s "+format+"\n", append([]any{k}, args...)...)
+	}
+	fmt.Fprintln(&b, printable(st.Path))
+	row("driver", "%s", st.Driver)
+	row("tree", "%s", shows(st))
+	if st.Head != "" {
+		row("head", "%s", st.Head)
+	}
+	row("snapshots", "%d applied", st.Snapshots)
+	if st.Redo > 0 {
+		row("redo", "%d times", st.Redo)
+	}
+	if st.Running != "" {
+		row("running", "%s (or cut off: the next command finds out)", st.Running)
+	}
+	if st.Drift {
+		row("drift", "others have changed the tree since the last command")
+	}
+	for _, h := range st.PinnedBy {
+		row("held by", "%s (pid %d): %s %s", h.Name, h.PID, h.How, printable(h.Path))
+	}
+	row("disk", "%s in %d files and directories", size(st.Disk.Bytes), st.Disk.Inodes)
+	row("store", "%s", printable(st.Store))
+	_, err := io.WriteString(a.out, b.String())
+	return err
+}
+
+func shows(st treeStatus) string {
+	s := "a plain directory"
+	if st.Mounted {
+		s = fmt.Sprintf("mounted, %d of at most %d layers", st.Layers, st.MaxLayers)
+	}
+	if !st.Agrees {
+		s += "; NOT what the record says: the next command puts it right"
+	}
+	return s
+}
+
+// size is a number of bytes that a glance takes in.
+func size(n int64) string {
+	const unit = 1024
+	if n < unit {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, i := float64(n)/unit, 0
+	for ; f >= unit && i < 4; i++ {
+		f /= unit
+	}
+	return fmt.Sprintf("%.1f %ciB", f, "KMGTP"[i])
+}

@@ -1,0 +1,252 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"deployx/fallback"
+	"deployx/overlay"
+	"deployx/session"
+	"deployx/shell"
+	"deployx/snapshot"
+)
+
+// sessionFlags are the flags of the commands that change a tree.
+type sessionFlags struct {
+	onPinned, durability string
+	shell, user          string
+	env                  []string
+	wait                 time.Duration
+	maxBytes             int64
+	exclude              []string
+}
+
+func (f *sessionFlags) register(c *cobra.Command, runs bool) {
+	fl := c.Flags()
+	fl.StringVar(&f.onPinned, "on-pinned", "share", "when a running process holds the tree: share, refuse or stop")
+	fl.DurationVar(&f.wait, "wait", 0, "how long to wait for another deployx on this tree (default: for ever)")
+	if !runs {
+		return
+	}
+	fl.StringVar(&f.durability, "durability", "full", "full: on disk before it is reported; fast: a power cut may lose it")
+	fl.StringVar(&f.shell, "shell", "", "the `shell` to use (default bash)")
+	fl.StringVar(&f.user, "user", "", "run commands as this `user`")
+	fl.StringArrayVarP(&f.env, "env", "e", nil, "set `K=V` in the shell's environment; K alone passes ours on")
+	fl.Int64Var(&f.maxBytes, "max-bytes", 0, "copy driver: refuse a tree larger than this many `bytes`")
+	fl.StringArrayVar(&f.exclude, "exclude", nil, "copy driver: leave paths that match this `pattern` alone")
+}
+
+// stateDir is the absolute path of the state directory.
+func (a *app) stateDir() string { return a.abs(a.state) }
+
+// abs makes a path absolute from where we were called.
+func (a *app) abs(path string) string {
+	if filepath.IsAbs(path) {
+		return filepath.Clean(path)
+	}
+	return filepath.Join(a.cwd, path)
+}
+
+// known finds the tree that the flags or the current directory name.
+func (a *app) known() (snapshot.Tree, error) {
+	st := snapshot.NewState(a.stateDir())
+	if a.tree == "" {
+		return st.Holding(a.resolved(a.cwd))
+	}
+	return st.Tree(a.resolved(a.abs(a.tree)))
+}
+
+// resolved follows symbolic links as far as the path exists.
+func (a *app) resolved(path string) string {
+	if p, err := filepath.EvalSymlinks(path); err == nil {
+		return p
+	}
+	return path
+}
+
+// knownOrNew is known for commands that make a directory a tree.
+func (a *app) knownOrNew(ctx context.Context) (snapshot.Tree, error) {
+	t, err := a.known()
+	if snapshot.CodeOf(err) != snapshot.CodeNotFound || a.tree == "" {
+		return t, err
+	}
+	return a.add(ctx, a.abs(a.tree))
+}
+
+// add makes a directory a tree, after everything that speaks against it has
+// been looked at. Of several deployx that do so at once, one does it.
+func (a *app) add(ctx context.Context, path string) (t snapshot.Tree, err error) {
+	if _, err := session.CheckTree(path, a.stateDir()); err != nil {
+		if t, known := a.known(); known == nil { // since we looked last
+			return t, nil
+		}
+		return t, err
+	}
+	if err := os.MkdirAll(a.stateDir(), 0o700); err != nil {
+		return t, fmt.Errorf("make state directory: %w", err)
+	}
+	l, err := snapshot.WaitLock(ctx, filepath.Join(a.stateDir(), "lock"), nil)
+	if err != nil {
+		return t, err
+	}
+	defer func() { err = errors.Join(err, l.Unlock()) }()
+	if t, err := a.known(); err == nil {
+		return t, nil
+	}
+	return a.addLocked(ctx, path)
+}
+
+func (a *app) addLocked(ctx context.Context, path string) (snapshot.Tree, error) {
+	real, err := session.CheckTree(path, a.stateDir())
+	if err != nil {
+		return snapshot.Tree{}, err
+	}
+	st := snapshot.NewState(a.stateDir())
+	t := snapshot.Tree{
+		Path: real, Created: time.Now(), Store: session.ChooseStore(real, a.stateDir()),
+		MaxBytes: a.session.maxBytes, Exclude: a.session.exclude,
+	}
+	if t.Driver, err = a.chooseDriver(t); err != nil {
+		return t, err
+	}
+	// The driver settles what it settles once before others can find the tree.
+	if err := os.MkdirAll(t.Store, 0o700); err != nil {
+		return t, fmt.Errorf("make store: %w", err)
+	}
+	d, err := a.openDriver(ctx, t)
+	if err == nil {
+		err = d.Close()
+	}
+	if err != nil {
+		return t, err
+	}
+	return t, st.Add(t)
+}
+
+// chooseDriver picks the driver for a new tree.
+func (a *app) chooseDriver(t snapshot.Tree) (string, error) {
+	switch a.driver {
+	case "copy":
+		return fallback.Name, nil
+	case "auto", "overlay":
+	default:
+		return "", usageError{fmt.Errorf("--driver is auto, overlay or copy, not %q", a.driver)}
+	}
+	ok, why := snapshot.Usable(overlay.Probe(t.Path, t.Store))
+	if ok {
+		return overlay.Name, nil
+	}
+	if a.driver == "auto" {
+		a.say("deployx: overlay cannot be had here (%s); files will be copied instead", why)
+		return fallback.Name, nil
+	}
+	return "", &snapshot.Error{
+		Code: snapshot.CodeUnsupported, Msg: fmt.Sprintf("%q cannot have layers: %s", t.Path, why),
+		Hint: "deployx doctor tells what was tried; --driver copy works everywhere",
+	}
+}
+
+// openDriver opens the driver a tree was recorded with.
+func (a *app) openDriver(ctx context.Context, t snapshot.Tree) (snapshot.Driver, error) {
+	if a.driver != "auto" && a.driver != t.Driver {
+		return nil, &snapshot.Error{
+			Code: snapshot.CodeUnsupported, Msg: fmt.Sprintf("%q was recorded with the driver %s, not %s", t.Path, t.Driver, a.driver),
+			Hint: "leave --driver out",
+		}
+	}
+	switch t.Driver {
+	case overlay.Name:
+		return overlay.New(overlay.Options{Tree: t.Path, State: t.Store})
+	case fallback.Name:
+		return a.openCopy(ctx, t)
+	}
+	return nil, &snapshot.Error{Code: snapshot.CodeUnsupported, Msg: fmt.Sprintf("%q was recorded with the driver %q, which this deployx does not have", t.Path, t.Driver)}
+}
+
+// open opens a session on t with the flags of the command.
+func (a *app) open(ctx context.Context, t snapshot.Tree) (*session.Session, error) {
+	f := a.session
+	switch session.OnPinned(f.onPinned) {
+	case session.Share, session.Refuse, session.Stop, "":
+	default:
+		return nil, usageError{fmt.Errorf("--on-pinned is share, refuse or stop, not %q", f.onPinned)}
+	}
+	switch f.durability {
+	case "full", "fast", "":
+	default:
+		return nil, usageError{fmt.Errorf("--durability is full or fast, not %q", f.durability)}
+	}
+	return session.Open(ctx, session.Options{
+		State: snapshot.NewState(a.stateDir()), Tree: t, OpenDriver: a.openDriver,
+		Shell:    shell.Options{Program: f.shell, User: f.user, Env: a.environment()},
+		OnPinned: session.OnPinned(f.onPinned), Fast: f.durability == "fast", Wait: f.wait,
+		Waiting: func(err error) { a.say("deployx: waiting: %v", err) },
+		Warn:    func(s string) { a.say("deployx: warning: %s", s) },
+	})
+}
+
+// environment is what a fresh shell starts with: the clean one, with our
+// terminal and language. A shell with a past keeps its own.
+func (a *app) environment() []string {
+	return shell.CleanEnv(shell.EnvOptions{Lang: os.Getenv("LANG"), Term: os.Getenv("TERM")})
+}
+
+// envName is what a shell takes for a variable's name (POSIX XBD 3.216).
+var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+// extraEnv is what this call gives to each of its commands, and what wins over
+// the shell's own for so long: who --user is, and --env, where K alone stands
+// for our own value, if there is one.
+func (a *app) extraEnv() (env []string, err error) {
+	if u := a.session.user; u != "" {
+		if _, err := user.Lookup(u); err != nil {
+			return nil, &snapshot.Error{Code: snapshot.CodeBadRequest, Msg: fmt.Sprintf("there is no user %q", u), Hint: "getent passwd lists those that are"}
+		}
+		for _, e := range shell.CleanEnv(shell.EnvOptions{User: u}) {
+			if k, _, _ := strings.Cut(e, "="); k == "HOME" || k == "USER" || k == "LOGNAME" {
+				env = append(env, e)
+			}
+		}
+	}
+	for _, e := range a.session.env {
+		name, _, given := strings.Cut(e, "=")
+		if !envName.MatchString(name) {
+			return nil, usageError{fmt.Errorf("--env is NAME=VALUE or NAME, not %q", e)}
+		}
+		if !given {
+			value, ok := os.LookupEnv(name)
+			if !ok {
+				continue
+			}
+			e += "=" + value
+		}
+		env = append(env, e)
+	}
+	return env, nil
+}
+
+// with runs f on the session of t and closes it.
+func (a *app) with(ctx context.Context, t snapshot.Tree, f func(*session.Session) error) error {
+	if _, err := os.Stat(t.Path); errors.Is(err, fs.ErrNotExist) {
+		return &snapshot.Error{
+			Code: snapshot.CodeNotFound, Msg: fmt.Sprintf("the tree %q is gone", t.Path),
+			Hint: "make the directory again to reach its snapshots; its record is in " + t.Store,
+		}
+	}
+	s, err := a.open(ctx, t)
+	if err != nil {
+		return err
+	}
+	err = f(s)
+	return errors.Join(err, s.Close())
+}

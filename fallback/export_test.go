@@ -1,0 +1,8 @@
+package fallback
+
+// Old makes the driver do without what older kernels and other filesystems do
+// not have.
+func (o Options) Old() Options {
+	o.hooks = hooks{steps: true, noClone: true, noCopy: true, noExchange: true, inTree: true, logMax: 1}
+	return o
+}

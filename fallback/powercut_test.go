@@ -1,0 +1,125 @@
+package fallback_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/fallback"
+	"deployx/internal/crash"
+	"deployx/internal/testns"
+	"deployx/internal/treecmp"
+	"deployx/snapshot"
+)
+
+// TestPowerCut takes the power away at every point of a capture and of a
+// rollback: what was not synced is lost, and everything fails from then on. On
+// the filesystem mounted again the tree is at one of the two ends, and both can
+// be shown.
+func TestPowerCut(t *testing.T) {
+	for _, fs := range []string{"ext4", "xfs"} {
+		for _, at := range []string{"dirty", "show"} {
+			t.Run(fs+" "+at, func(t *testing.T) {
+				n := 1
+				for powerCut(t, fs, at, n) {
+					if n++; testing.Short() {
+						n += 3
+					}
+				}
+				if n < 8 {
+					t.Errorf("only %d points", n)
+				}
+			})
+		}
+	}
+}
+
+// shutdown is EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN, without a flush of the
+// journal.
+func shutdown(dir string) {
+	const goingDown, noLogFlush = 0x8004587d, 2
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(fd, goingDown, noLogFlush)
+		unix.Close(fd) //nolint:errcheck // only read
+	}
+	if err != nil {
+		panic(fmt.Sprint("shutdown: ", err))
+	}
+}
+
+func powerCut(t *testing.T, fs, at string, n int) (cut bool) {
+	img := testns.NewImage(t, testns.ImageOptions{Type: fs})
+	o := fallback.Options{Tree: filepath.Join(img.Dir, "tree"), State: filepath.Join(img.Dir, "state")}
+	must(t, os.Mkdir(o.Tree, 0o755))
+	script(t, o.Tree, takeBackBase)
+	d, err := fallback.Open(t.Context(), o)
+	must(t, err)
+	v := show(t, d)
+	base := picture(t, o.Tree)
+	script(t, o.Tree, takeBackChange)
+	changed := picture(t, o.Tree)
+	must(t, d.Sync(t.Context()))
+	var points atomic.Int64 // workers pass points too
+	hook := func(string) {
+		if points.Add(1) == int64(n) {
+			shutdown(img.Dir)
+		}
+	}
+	if at == "dirty" {
+		restore := crash.SetHook(hook)
+		_, err = d.Dirty(t.Context(), v)
+		restore()
+	} else {
+		v = push(t, d, v)
+		must(t, d.Sync(t.Context()))
+		restore := crash.SetHook(hook)
+		_, err = d.Show(t.Context(), snapshot.View{Open: "rolled back"})
+		restore()
+	}
+	cut = points.Load() >= int64(n)
+	if !cut && err != nil {
+		t.Fatal(err)
+	}
+	d.Close() //nolint:errcheck // after a cut everything fails
+	img.Unmount()
+	img.Mount()
+	afterCut(t, o, at, n, v, base, changed)
+	img.Unmount()
+	return cut
+}
+
+// afterCut opens the driver twice, and goes to both ends.
+func afterCut(t *testing.T, o fallback.Options, at string, n int, v snapshot.View, base, changed treecmp.Picture) {
+	t.Helper()
+	for range 2 {
+		d, err := fallback.Open(t.Context(), o)
+		must(t, err)
+		now := picture(t, o.Tree)
+		if at == "dirty" || len(treecmp.Diff(base, now, treecmp.Options{})) > 0 {
+			diff(t, changed, now)
+		}
+		must(t, d.Close())
+	}
+	d, err := fallback.Open(t.Context(), o)
+	must(t, err)
+	layers := v.Layers
+	if at == "dirty" {
+		layers = []snapshot.LayerID{v.Open}
+		if _, err := d.Show(t.Context(), v); err != nil {
+			t.Fatal(err)
+		}
+		if !dirty(t, d, v) {
+			t.Fatalf("cut %d: the change is not seen", n)
+		}
+	}
+	show(t, d)
+	diff(t, base, picture(t, o.Tree))
+	show(t, d, layers...)
+	diff(t, changed, picture(t, o.Tree))
+	must(t, d.Close())
+}

@@ -1,0 +1,184 @@
+package fallback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/internal/durable"
+	"deployx/snapshot"
+)
+
+// Shown is what the last Show or Hide left. The tree is a plain directory in
+// any case, so it says the same in every process.
+func (d *Driver) Shown(ctx context.Context) (snapshot.LayerID, error) {
+	leave, err := d.enter(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer leave()
+	if d.ix == nil || d.ix.view.hidden {
+		return "", nil
+	}
+	return d.ix.view.Open, nil
+}
+
+// Show makes the tree show v. When v has the layers of the tree's present view
+// and its open layer on top, only a note is made. Else layers are undone and
+// redone in place, all or nothing; what was written to the tree since the last
+// Dirty goes into the old open layer first, and Late says so. The first Show
+// copies base.
+func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transition, err error) {
+	leave, err := d.enter(ctx)
+	if err != nil {
+		return t, err
+	}
+	defer leave()
+	if d.ix != nil && d.ix.view.is(v) {
+		return t, nil
+	}
+	root, err := d.root()
+	if err != nil {
+		return t, err
+	}
+	defer closing(root.fd, &err)
+	switch {
+	case d.ix == nil:
+		err = d.baseline(ctx, root)
+	case d.ix.view.hidden:
+		err = d.renew(ctx, root)
+	}
+	if err != nil {
+		return t, err
+	}
+	late, err := d.change(ctx, root, shown{View: v})
+	if err != nil {
+		return t, err
+	}
+	d.forgetLayers()
+	return snapshot.Transition{Swapped: true, Late: late}, nil
+}
+
+// baseline copies base into the store. The index is what makes it count.
+func (d *Driver) baseline(ctx context.Context, root beneath) (err error) {
+	d.ix = &index{
+		root: &node{entry: entry{mode: unix.S_IFDIR}}, tree: d.opt.Tree, filter: d.opt.Exclude,
+		view: shown{hidden: true},
+	}
+	defer func() {
+		if err != nil {
+			d.ix = nil
+			err = errors.Join(err, d.store.forget())
+		}
+	}()
+	d.bar.begin("scan", 0, 0)
+	s, err := walk(ctx, root, ".", nil, &d.filter, d.bar)
+	if err != nil {
+		return fmt.Errorf("scan: %w", err)
+	}
+	if err := d.checkRoom(s); err != nil {
+		return err
+	}
+	t, err := d.gather(ctx, s, "")
+	if err != nil {
+		return err
+	}
+	d.warn(t.changes)
+	d.ix.apply(t.changes)
+	d.ix.link, d.ix.stored = t.link, d.store.bytes
+	if err := d.store.settle(); err != nil {
+		return fmt.Errorf("sync objects: %w", err)
+	}
+	d.ix.pack = d.store.next
+	if err := d.ix.save(d.at("index")); err != nil {
+		return fmt.Errorf("write index: %w", err)
+	}
+	d.seen, err = d.indexID()
+	return err
+}
+
+// renew takes what happened to a plain directory, of which no layer tells, as
+// base.
+func (d *Driver) renew(ctx context.Context, root beneath) error {
+	if err := d.capture(ctx, root, ""); err != nil {
+		return err
+	}
+	if slices.Equal(d.ix.filter, d.opt.Exclude) {
+		return nil
+	}
+	d.ix.filter = d.opt.Exclude
+	return d.compact(true)
+}
+
+// Hide undoes every layer, as Show does, and notes that the tree is nobody's.
+// The copies are kept, so that the next Show need not copy base again.
+func (d *Driver) Hide(ctx context.Context) (err error) {
+	leave, err := d.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if d.ix == nil || d.ix.view.hidden {
+		return nil
+	}
+	root, err := d.root()
+	if err != nil {
+		return err
+	}
+	defer closing(root.fd, &err)
+	_, err = d.change(ctx, root, shown{hidden: true})
+	return err
+}
+
+// Dirty scans the tree, and captures what has changed since the last scan in
+// v.Open, durably. It says whether that layer now holds anything. Of a view that
+// is not shown it only says that.
+func (d *Driver) Dirty(ctx context.Context, v snapshot.View) (dirty bool, err error) {
+	leave, err := d.enter(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer leave()
+	if d.ix != nil && d.ix.view.is(v) {
+		root, err := d.root()
+		if err != nil {
+			return false, err
+		}
+		defer closing(root.fd, &err)
+		if err := d.capture(ctx, root, v.Open); err != nil {
+			return false, err
+		}
+	}
+	l, err := d.layer(v.Open)
+	if err != nil {
+		return false, err
+	}
+	return len(l.changes) > 0, nil
+}
+
+// Holders is always empty: nothing that a process holds makes Show fail. What
+// it costs such a process is told in docs/copy-driver.md.
+func (d *Driver) Holders(context.Context) ([]snapshot.Holder, error) { return nil, nil }
+
+// Sync writes out the tree's filesystem, and the state's where that is another.
+func (d *Driver) Sync(context.Context) error {
+	a, err := os.Stat(d.opt.Tree)
+	if err != nil {
+		return err
+	}
+	b, err := os.Stat(d.opt.State)
+	if err != nil {
+		return err
+	}
+	if err := durable.SyncFilesystem(d.opt.Tree); err != nil || sameDevice(a, b) {
+		return err
+	}
+	return durable.SyncFilesystem(d.opt.State)
+}
+
+// Depth counts v's layers. There is no limit: nothing is stacked.
+func (d *Driver) Depth(v snapshot.View) (depth, limit int) { return len(v.Layers) + 1, 1 << 30 }

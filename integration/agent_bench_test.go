@@ -1,0 +1,153 @@
+package integration
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http/httptest"
+	"slices"
+	"testing"
+	"time"
+
+	"deployx/socketio"
+)
+
+// counter is our server role; it counts output and hands completions on.
+type counter struct {
+	url       string
+	sockets   chan *socketio.Socket
+	completed chan string // command ids
+	bytes     int
+	next      int
+	bad       bool
+}
+
+func newCounter(b *testing.B) *counter {
+	b.Helper()
+	c := &counter{sockets: make(chan *socketio.Socket, 10), completed: make(chan string, 10)}
+	srv := socketio.NewServer(socketio.ServerConfig{})
+	n := srv.Of("/")
+	n.On("agent_register", func(s *socketio.Socket, _ *socketio.Event) { c.sockets <- s })
+	n.On("command_output", func(_ *socketio.Socket, e *socketio.Event) {
+		var o struct {
+			Seq    int    `json:"seq"`
+			Output string `json:"output"`
+		}
+		c.bad = c.bad || json.Unmarshal(e.Arg(0), &o) != nil || o.Seq != c.next
+		c.bytes, c.next = c.bytes+len(o.Output), o.Seq+1
+		_ = e.Ack(context.Background())
+	})
+	n.On("command_completed", func(_ *socketio.Socket, e *socketio.Event) {
+		var o struct {
+			ID string `json:"command_id"`
+			OK bool   `json:"success"`
+		}
+		c.bad = c.bad || json.Unmarshal(e.Arg(0), &o) != nil || !o.OK
+		_ = e.Ack(context.Background())
+		c.completed <- o.ID
+	})
+	h := httptest.NewServer(srv)
+	c.url = h.URL
+	b.Cleanup(func() { _ = srv.Close(); h.Close() })
+	return c
+}
+
+// BenchmarkAgentNoop is execute_command of `:` with its snapshot, from emit to
+// command_completed, over loopback.
+func BenchmarkAgentNoop(b *testing.B) {
+	c, h := newCounter(b), newHost(b)
+	h.run(c.url, "--log-level", "warn")
+	s := <-c.sockets
+	var took []time.Duration
+	run := func(i int) {
+		start := time.Now()
+		id := fmt.Sprint("n", i)
+		if err := s.Emit(context.Background(), "execute_command", obj{"command_id": id, "command": ":"}); err != nil {
+			b.Fatal(err)
+		}
+		if got := <-c.completed; got != id || c.bad {
+			b.Fatalf("%s completed instead of %s", got, id)
+		}
+		took = append(took, time.Since(start))
+	}
+	run(-1)
+	idle := h.rss()
+	took = nil
+	for i := 0; b.Loop(); i++ {
+		run(i)
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "p50-ms")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "p99-ms")
+	b.ReportMetric(float64(idle)/1024, "idle-RSS-MiB")
+	b.ReportMetric(float64(h.rss())/1024, "RSS-MiB")
+	h.stop()
+}
+
+// streamed is how much a command of the benchmarks prints.
+const streamed = 500 << 20
+
+const text = `yes 'The quick brown fox jumps over the lazy dog, and then some more of that.' | head -c 524288000`
+
+// watch samples the agent's memory until stop.
+func (h *host) watch() (stop func() (most int)) {
+	most, done, ended := 0, make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			most = max(most, h.rss())
+			select {
+			case <-done:
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	}()
+	return func() int { close(done); <-ended; return most }
+}
+
+func report(b *testing.B, d time.Duration, rss int) {
+	b.ReportMetric(streamed*float64(b.N)/1e6/d.Seconds(), "MB/s")
+	b.ReportMetric(float64(rss)/1024, "max-RSS-MiB")
+}
+
+// BenchmarkAgentStream streams to our server.
+func BenchmarkAgentStream(b *testing.B) {
+	c, h := newCounter(b), newHost(b)
+	h.run(c.url, "--log-level", "warn")
+	s := <-c.sockets
+	stop := h.watch()
+	start := time.Now()
+	for i := range b.N {
+		c.bytes, c.next = 0, 0
+		if err := s.Emit(context.Background(), "execute_command", obj{"command_id": fmt.Sprint("s", i), "command": text}); err != nil {
+			b.Fatal(err)
+		}
+		<-c.completed
+		if c.bad || c.bytes != streamed {
+			b.Fatalf("%d bytes came, bad: %v", c.bytes, c.bad)
+		}
+	}
+	report(b, time.Since(start), stop())
+	h.stop()
+}
+
+// BenchmarkAgentStreamNode streams to Node's server.
+func BenchmarkAgentStreamNode(b *testing.B) {
+	n, h := startBoard(b, "node", "COUNT=1"), newHost(b)
+	h.run(n.url(), "--log-level", "warn")
+	n.registered(1)
+	stop := h.watch()
+	start := time.Now()
+	for i := range b.N {
+		id := fmt.Sprint("s", i)
+		n.send("execute_command", obj{"command_id": id, "command": text})
+		done := n.one("command_completed", id)
+		counted, _ := done.Payload["counted"].(obj)
+		if counted["bytes"] != float64(streamed) || counted["gaps"] != 0.0 {
+			b.Fatalf("counted %v", counted)
+		}
+	}
+	report(b, time.Since(start), stop())
+	h.stop()
+}

@@ -24,6 +24,7 @@ type Agent struct {
 	id        string
 	machineID string
 	dir       string // of the agent's own files
+	where     string // the backend's URL, without what may be secret
 	signers   signers
 
 	link    *link
@@ -56,7 +57,7 @@ func New(o Options) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{
-		o: o, log: o.Log, id: o.AgentID, dir: filepath.Join(o.State, "agent"),
+		o: o, log: o.Log, id: o.AgentID, where: bare(o.URL), dir: filepath.Join(o.State, "agent"),
 		acks: make(chan func(), 1024), queries: make(chan struct{}, 16), again: make(chan struct{}, 1),
 		streams: map[*stream]struct{}{}, unknown: map[string]bool{},
 	}
@@ -166,6 +167,7 @@ func (a *Agent) ID() string { return a.id }
 // closed. An error means that something could not be put away.
 func (a *Agent) Run(ctx context.Context) error {
 	a.prepare()
+	a.log.WithFields(logrus.Fields{"agent_id": a.id, "version": a.o.Version}).Infof("Serving %s", a.where)
 	client, stopClient := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { _ = a.link.Run(client) }) // it ends because we end it

@@ -59,8 +59,10 @@ func TestRegistersAgainWhenTakenForOffline(t *testing.T) {
 	b.send("device_status_changed", obj{"agent_id": a.ID(), "status": "online"})
 	b.send("device_status_changed", obj{"agent_id": a.ID(), "status": "offline"})
 	b.registered(2)
-	b.wait(2, "join", named("join_room", ""))
-	if n := len(b.all(named("agent_register", ""))); n != 2 {
+	b.send("registration_error", obj{"message": "database is down"})
+	b.registered(3)
+	b.wait(3, "join", named("join_room", ""))
+	if n := len(b.all(named("agent_register", ""))); n != 3 {
 		t.Errorf("registered %d times", n)
 	}
 }

@@ -155,7 +155,7 @@ func (r *batchRun) add(done wire.AgentCompleted) {
 	out := tail(done.Output, room)
 	r.output.WriteString(out)
 	res := wire.BatchResult{
-		Command: tail(done.Command, 4096), Index: *done.Index, Success: done.Success, Output: out,
+		Command: head(done.Command, 4096), Index: *done.Index, Success: done.Success, Output: out,
 		Seconds: float64(done.DurationMS) / 1000, Error: done.Error, ExitCode: done.ExitCode, SnapshotID: done.SnapshotID,
 	}
 	if done.Success {
@@ -164,6 +164,14 @@ func (r *batchRun) add(done wire.AgentCompleted) {
 		r.done.Failed++
 	}
 	r.done.Results = append(r.done.Results, res)
+}
+
+// head is the start of s, at most n bytes.
+func head(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return strings.ToValidUTF8(s[:n], "")
 }
 
 // tail is the end of s, at most n bytes.
@@ -178,7 +186,7 @@ func tail(s string, n int) string {
 func (r *batchRun) skipFrom(i int) {
 	for ; i < len(r.b.Commands); i++ {
 		r.done.Results = append(r.done.Results, wire.BatchResult{
-			Command: tail(r.b.Commands[i], 4096), Index: i, Error: wire.SkippedText, Skipped: true,
+			Command: head(r.b.Commands[i], 4096), Index: i, Error: wire.SkippedText, Skipped: true,
 		})
 	}
 }

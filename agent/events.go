@@ -188,7 +188,7 @@ func (a *Agent) noteRequest(r *request, err error) {
 		quiet.raw = r.raw
 	}
 	l := auditLine{
-		What: "request", Event: r.event, Backend: a.o.URL, Connection: a.backend.Load().(string), RequestID: r.signedID,
+		What: "request", Event: r.event, Backend: a.where, Connection: a.backend.Load().(string), RequestID: r.signedID,
 		CommandID: quiet.text("command_id", maxID), BatchID: quiet.text("batch_id", maxID), SnapshotID: quiet.text("snapshot_id", maxID),
 		Tree: quiet.text("tree", 4096), Command: quiet.text("command", maxCommand), Commands: quiet.raw["commands"], OK: err == nil,
 	}

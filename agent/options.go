@@ -109,7 +109,7 @@ func (o Options) check() error {
 	}
 	plain := u.Scheme == "http" || u.Scheme == "ws"
 	if plain && !o.AllowPlaintext && !loopback(u.Hostname()) {
-		return fmt.Errorf("%s is not encrypted, and whoever can change what passes runs commands here: use https, or --allow-plaintext if the network is trusted", o.URL)
+		return fmt.Errorf("%s is not encrypted, and whoever can change what passes runs commands here: use https, or --allow-plaintext if the network is trusted", bare(o.URL))
 	}
 	if o.TokenFile != "" {
 		_, err = readToken(o.TokenFile)
@@ -122,4 +122,13 @@ func (o Options) check() error {
 func loopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// bare is a URL without what may be secret: user and query.
+func bare(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return ""
+	}
+	return u.Scheme + "://" + u.Host
 }

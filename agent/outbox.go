@@ -174,10 +174,10 @@ func (o *outbox) send(e *event, conn uint64) {
 func (o *outbox) attempt(e *event, conn uint64, payload json.RawMessage) {
 	ctx, cancel := context.WithTimeout(o.ctx, o.waiting(e))
 	defer cancel()
-	_, err := o.link.EmitAck(ctx, e.name, payload)
-	if errors.Is(err, socketio.ErrTooLarge) {
-		_, err = o.link.EmitAck(ctx, e.name, shrink(payload))
-	}
+	err := sendFitting(payload, func(p json.RawMessage) error {
+		_, err := o.link.EmitAck(ctx, e.name, p)
+		return err
+	})
 	switch {
 	case err == nil:
 		o.mute(e.name, conn, false)
@@ -202,9 +202,9 @@ func (o *outbox) waiting(e *event) time.Duration {
 // sendSilently sends an event of a name that the backend is known not to ack:
 // in order, without waiting.
 func (o *outbox) sendSilently(e *event, conn uint64, payload json.RawMessage) {
-	err := o.link.Emit(o.ctx, e.name, payload)
+	err := sendFitting(payload, func(p json.RawMessage) error { return o.link.Emit(o.ctx, e.name, p) })
 	if errors.Is(err, socketio.ErrTooLarge) {
-		err = o.link.Emit(o.ctx, e.name, shrink(payload))
+		o.settle(e, "it is larger than the backend takes")
 	}
 	if err != nil {
 		return // as in attempt
@@ -329,26 +329,4 @@ func (o *outbox) close() {
 	o.closing = true
 	o.mu.Unlock()
 	o.wg.Wait()
-}
-
-// shrink takes the outputs out of a payload that is too large for the backend.
-func shrink(payload json.RawMessage) json.RawMessage {
-	var m map[string]any
-	if json.Unmarshal(payload, &m) != nil {
-		return payload
-	}
-	m["output"], m["truncated"] = "", true
-	for _, list := range []string{"execution_results", "snapshots"} {
-		results, _ := m[list].([]any)
-		for _, r := range results {
-			if o, ok := r.(map[string]any); ok {
-				o["output"] = ""
-			}
-		}
-	}
-	b, err := json.Marshal(m)
-	if err != nil {
-		return payload
-	}
-	return b
 }

@@ -153,7 +153,7 @@ func history(s Session, rec *snapshot.Record, want func(snapshot.Snapshot) bool)
 			state = "applied"
 		}
 		m := wire.Describe(e, s.Tree(), state, now)
-		m.Command = tail(m.Command, 1024)
+		m.Command = head(m.Command, 512)
 		list.Snapshots = append(list.Snapshots, m)
 		if e.BatchID != "" {
 			list.Batches[e.BatchID] = append([]string{string(e.ID)}, list.Batches[e.BatchID]...)

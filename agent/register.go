@@ -140,6 +140,11 @@ func (a *Agent) onRegistrationError(_ context.Context, e *socketio.Event) {
 	if err == nil {
 		a.log.Errorf("The backend refused the registration: %s", f.text("message", 1<<16))
 	}
+	a.wg.Go(func() { // perhaps it was not ready
+		if wait(a.ctx, 3*a.o.Heartbeat) {
+			a.registerAgain()
+		}
+	})
 }
 
 // onUnknown logs an event that we have no handler for, once.

@@ -119,6 +119,23 @@ func TestCompletionFitsThePayload(t *testing.T) {
 	}
 }
 
+func TestLargeBatchFitsThePayload(t *testing.T) {
+	b := newBackend(t, socketio.ServerConfig{MaxPayload: 60_000})
+	h := newHost(t)
+	h.lean = true
+	startAgent(t, b, h)
+	b.registered(1)
+	commands := []string{"exit 3"}
+	for range 300 {
+		commands = append(commands, "echo "+strings.Repeat("c", 100))
+	}
+	b.send("execute_batch_persistent", obj{"batch_id": "b", "commands": commands})
+	done := b.one("batch_execution_completed", "b")
+	if done.num("total_commands") != 301 || done.num("failed_commands") != 1 || !done.yes("truncated") || len(done.m["execution_results"].([]any)) != shortList {
+		t.Errorf("got %.500s", done.raw)
+	}
+}
+
 func TestUTF8IsNotCutAndBadBytesAreReplaced(t *testing.T) {
 	s := newSpool(t.TempDir(), spoolBytes)
 	const text = "aé€𝄞 \xff\xc3(z\xe2\x82"

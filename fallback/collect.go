@@ -36,7 +36,7 @@ func (d *Driver) Discard(ctx context.Context, id snapshot.LayerID) error {
 	}
 	for _, in := range now {
 		if in == id {
-			return fmt.Errorf("discard %q: the tree shows it", id)
+			return &snapshot.Error{Code: snapshot.CodeTreeBusy, Msg: fmt.Sprintf("the tree shows layer %s", id)}
 		}
 	}
 	if err := l.save(d.at("discarded", string(id))); err != nil {

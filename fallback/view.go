@@ -38,6 +38,9 @@ func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transiti
 		return t, err
 	}
 	defer leave()
+	if err := d.adopt(v); err != nil {
+		return t, err
+	}
 	if d.ix != nil && d.ix.view.is(v) {
 		return t, nil
 	}
@@ -61,6 +64,20 @@ func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transiti
 	}
 	d.forgetLayers()
 	return snapshot.Transition{Swapped: true, Late: late}, nil
+}
+
+// adopt takes v's layers for those of the view that is shown, if v is that view:
+// its open layer names it, and layers below may have been folded since.
+func (d *Driver) adopt(v snapshot.View) error {
+	if d.ix == nil || d.ix.view.hidden || d.ix.view.Open != v.Open || d.ix.view.is(v) {
+		return nil
+	}
+	for _, id := range v.Layers {
+		if _, err := d.layer(id); err != nil {
+			return err
+		}
+	}
+	return d.commit(&tx{view: &shown{View: v}}, false)
 }
 
 // baseline copies base into the store. The index is what makes it count.
@@ -143,6 +160,9 @@ func (d *Driver) Dirty(ctx context.Context, v snapshot.View) (dirty bool, err er
 		return false, err
 	}
 	defer leave()
+	if err := d.adopt(v); err != nil {
+		return false, err
+	}
 	if d.ix != nil && d.ix.view.is(v) {
 		root, err := d.root()
 		if err != nil {

@@ -266,11 +266,33 @@ func (b *board) ask(event string, payload any) got {
 type host struct {
 	t      testing.TB
 	binary string
-	dir    string // holds app (the tree), state
-	flags  []string
+	dir    string // holds app (the tree) and state
 
 	cmd *exec.Cmd
-	log bytes.Buffer
+	log logged
+}
+
+// logged is what the agent says, while it says it.
+type logged struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (h *host) said() string {
+	h.log.mu.Lock()
+	defer h.log.mu.Unlock()
+	return h.log.b.String()
+}
+
+// command is deployx agent with args.
+func (h *host) command(args ...string) *exec.Cmd {
+	return exec.Command(h.binary, append([]string{"agent"}, args...)...)
 }
 
 var buildOnce sync.Mutex // go build is heavy
@@ -297,7 +319,7 @@ func newHost(t testing.TB) *host {
 		h.stop()
 		h.unmount()
 		if t.Failed() {
-			lines := strings.Split(h.log.String(), "\n")
+			lines := strings.Split(h.said(), "\n")
 			t.Logf("the agent said:\n%s", strings.Join(lines[max(0, len(lines)-40):], "\n"))
 		}
 	})
@@ -311,10 +333,10 @@ func (h *host) state() string { return filepath.Join(h.dir, "state") }
 func (h *host) run(url string, flags ...string) {
 	h.t.Helper()
 	args := append([]string{
-		"agent", "--url", url, "--tree", h.tree(), "--state", h.state(), "--log-level", "debug", "--grace", "5s",
+		"--url", url, "--tree", h.tree(), "--state", h.state(), "--log-level", "debug", "--grace", "5s",
 		"--reconnect-min", "20ms", "--reconnect-max", "200ms", "--reconnect-refused", "20ms",
 	}, flags...)
-	h.cmd = exec.Command(h.binary, args...)
+	h.cmd = h.command(args...)
 	h.cmd.Stdout, h.cmd.Stderr = &h.log, &h.log
 	if err := h.cmd.Start(); err != nil {
 		h.t.Fatal(err)

@@ -64,7 +64,7 @@ func (s *Session) full(err error) error {
 	}
 	return &snapshot.Error{
 		Code: snapshot.CodeNoSpace, Msg: "the disk is too full to record a command", Err: err,
-		Hint: "free some space outside the tree; a rollback needs none, and keeps what it drops for redo",
+		Hint: "free some space outside the tree, or roll back what filled it (that needs none) and then deployx gc --keep-for 1s",
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"deployx/fallback"
 	"deployx/internal/testns"
 	"deployx/overlay"
 	"deployx/snapshot"
@@ -27,8 +28,23 @@ type rig struct {
 
 func newRig(t testing.TB) *rig { return newRigIn(t, t.TempDir()) }
 
+// onBoth runs a test on either driver.
+func onBoth(t *testing.T, f func(t *testing.T, r *rig)) {
+	t.Run(overlay.Name, func(t *testing.T) { f(t, newRig(t)) })
+	t.Run(fallback.Name, func(t *testing.T) { f(t, newRigWith(t, t.TempDir(), fallback.Name)) })
+}
+
 // newRigIn is newRig in a given directory.
-func newRigIn(t testing.TB, dir string) *rig {
+func newRigIn(t testing.TB, dir string) *rig { return newRigWith(t, dir, overlay.Name) }
+
+func openDriver(ctx context.Context, t snapshot.Tree) (snapshot.Driver, error) {
+	if t.Driver == fallback.Name {
+		return fallback.Open(ctx, fallback.Options{Tree: t.Path, State: filepath.Join(t.Store, "layers")})
+	}
+	return overlay.New(overlay.Options{Tree: t.Path, State: t.Store})
+}
+
+func newRigWith(t testing.TB, dir, driver string) *rig {
 	testns.Need(t)
 	r := &rig{TB: t, tree: filepath.Join(dir, "srv", "app")}
 	if err := os.MkdirAll(r.tree, 0o755); err != nil {
@@ -36,12 +52,10 @@ func newRigIn(t testing.TB, dir string) *rig {
 	}
 	state := filepath.Join(dir, "state")
 	r.opts = Options{
-		State: snapshot.NewState(state),
-		Tree:  snapshot.Tree{Path: r.tree, Driver: overlay.Name, Created: time.Now(), Store: ChooseStore(r.tree, state)},
-		OpenDriver: func(_ context.Context, t snapshot.Tree) (snapshot.Driver, error) {
-			return overlay.New(overlay.Options{Tree: t.Path, State: t.Store})
-		},
-		Warn: func(s string) { t.Log("warning:", s) },
+		State:      snapshot.NewState(state),
+		Tree:       snapshot.Tree{Path: r.tree, Driver: driver, Created: time.Now(), Store: ChooseStore(r.tree, state)},
+		OpenDriver: openDriver,
+		Warn:       func(s string) { t.Log("warning:", s) },
 	}
 	if err := r.opts.State.Add(r.opts.Tree); err != nil {
 		t.Fatal(err)

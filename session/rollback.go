@@ -40,6 +40,9 @@ type RollbackOptions struct {
 // nothing: on error it shows what it showed.
 func (s *Session) Rollback(ctx context.Context, t Target, o RollbackOptions) (u Undo, err error) {
 	err = s.exclusively(ctx, func() error {
+		if err := s.lookOnce(); err != nil {
+			return err
+		}
 		u, err = s.rollback(ctx, t, o)
 		return err
 	})
@@ -49,9 +52,6 @@ func (s *Session) Rollback(ctx context.Context, t Target, o RollbackOptions) (u 
 func (s *Session) rollback(ctx context.Context, t Target, o RollbackOptions) (Undo, error) {
 	start := time.Now()
 	id, err := s.find(t)
-	if err == nil {
-		err = s.lookOnce()
-	}
 	if err != nil {
 		return Undo{}, err
 	}

@@ -98,12 +98,12 @@ func (s *Session) run(ctx context.Context, c Command) (Result, error) {
 
 // execute runs the command and records what became of it.
 func (s *Session) execute(ctx context.Context, c Command, point snapshot.Snapshot) (Result, error) {
-	tail := newTail(tailBytes)
+	tail, late := newTail(tailBytes), s.newLate(point.ID, c.Late)
 	prepared := s.prepareNext(ctx)
 	res, err := s.sh.Run(ctx, shell.Command{
 		Text: c.Text, Dir: c.Dir, Env: append([]string{"DEPLOYX_SNAPSHOT=" + string(point.ID)}, c.Env...),
 		Stdin: c.Stdin, Stdout: tail.tee(c.Stdout), Stderr: tail.tee(c.Stderr), TTY: tail.teeTTY(c.TTY),
-		Timeout: c.Timeout, Late: c.Late,
+		Timeout: c.Timeout, Late: late.write,
 	})
 	prepared()
 	if err != nil {
@@ -127,6 +127,7 @@ func (s *Session) execute(ctx context.Context, c Command, point snapshot.Snapsho
 	if err != nil {
 		return Result{}, err
 	}
+	late.begin()
 	r := Result{Dir: res.Dir, Restarted: res.Restarted, Survivors: res.Survivors, Tail: tail.bytes(), Stale: s.found.Stale}
 	r.Snapshot, err = s.finishThen(ctx, point, hash, func(done snapshot.Snapshot) {
 		if r.Snapshot = done; c.Done != nil {
@@ -371,7 +372,7 @@ func (s *Session) count(ctx context.Context, v snapshot.View) (n snapshot.Counts
 // with the entry makes it last.
 func (s *Session) keep(id snapshot.ID, c shell.Context, tail []byte) (hash string, err error) {
 	if len(tail) > 0 {
-		if err := writeNew(filepath.Join(s.o.Tree.Store, "output", string(id)), tail); err != nil {
+		if err := writeNew(s.outputFile(id), tail); err != nil {
 			return "", err
 		}
 	}

@@ -41,8 +41,9 @@ func mounted(t testing.TB, dir string) bool {
 // TestUndoAll: files, directory and shell state go back together, one command
 // at a time and all at once, and come back by redo; nothing is mounted at the
 // end.
-func TestUndoAll(t *testing.T) {
-	r := newRig(t)
+func TestUndoAll(t *testing.T) { onBoth(t, undoAll) }
+
+func undoAll(t *testing.T, r *rig) {
 	r.run("true")
 	p0 := picture(t, r.tree)
 	a, _ := r.run("mkdir sub; cd sub; A=1; f() { echo f$A; }; set -o pipefail; umask 027; echo one > file")
@@ -80,8 +81,9 @@ func TestUndoAll(t *testing.T) {
 
 // TestDrift: what others write between commands is theirs: in its own layer,
 // never thrown away unasked, and brought back by redo if it was.
-func TestDrift(t *testing.T) {
-	r := newRig(t)
+func TestDrift(t *testing.T) { onBoth(t, drift) }
+
+func drift(t *testing.T, r *rig) {
 	a, _ := r.run("echo a > a")
 	other := func(name string) {
 		t.Helper()
@@ -127,8 +129,9 @@ func TestDrift(t *testing.T) {
 
 // TestTwoSessions: two processes on one tree see each other's commands, files
 // and shell state alike.
-func TestTwoSessions(t *testing.T) {
-	r := newRig(t)
+func TestTwoSessions(t *testing.T) { onBoth(t, twoSessions) }
+
+func twoSessions(t *testing.T, r *rig) {
 	r.run("X=1; mkdir d; cd d")
 	first := r.Session
 	r.reopen()
@@ -215,8 +218,9 @@ func TestPinnedPolicies(t *testing.T) {
 }
 
 // TestNothingChanged: a command that changes nothing has an id, and no layer.
-func TestNothingChanged(t *testing.T) {
-	r := newRig(t)
+func TestNothingChanged(t *testing.T) { onBoth(t, nothingChanged) }
+
+func nothingChanged(t *testing.T, r *rig) {
 	a, _ := r.run("echo a > a")
 	open := r.rec.Head().Open
 	b, _ := r.run("X=5")

@@ -87,7 +87,8 @@ type Snapshot struct {
 
 // View is what a tree shows: base, the sealed layers from oldest to newest,
 // and an open layer on top that takes every write. Open names the view: it is
-// never used with other layers.
+// never used with other layers, except that some may have been folded into one
+// that stands for them (Folder).
 type View struct {
 	Layers []LayerID
 	Open   LayerID

@@ -132,7 +132,6 @@ func (a *app) serve(ctx context.Context, f *agentFlags) error {
 	if err != nil {
 		return err
 	}
-	log.WithFields(logrus.Fields{"agent_id": ag.ID(), "version": version}).Infof("Serving %s", o.URL)
 	return ag.Run(ctx)
 }
 

@@ -30,10 +30,19 @@ func (a *app) runCmd() *cobra.Command {
 		Short: "Run a command in the tree, with a snapshot just before it",
 		Long: `Run a command in the tree's shell, with a snapshot just before it.
 
+  deployx run --tree /srv/app -- 'git pull && npm ci'
+  deployx run --timeout 10m -- ./migrate --all
+
 One argument is shell text; several are one command line that is passed exactly.
 The first run makes a directory a tree (--tree DIR). What the command prints is
 passed on; the last line on stderr names the snapshot, what changed, and how to
 undo it.
+
+A process that holds the tree (its working directory is there, or a file that it
+writes) keeps the layer that it writes to from being sealed. With --on-pinned
+share the command then runs in that same layer: one rollback point for both, and
+deployx says so. With refuse it does not run; with stop the process is ended
+first. deployx status names such processes.
 
 Exit status: the command's (128+n if signal n ended it, 124 after --timeout,
 130 when interrupted); 125 if deployx itself failed, and then the command did

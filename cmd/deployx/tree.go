@@ -41,7 +41,7 @@ func (f *sessionFlags) register(c *cobra.Command, runs bool) {
 	fl.StringVar(&f.durability, "durability", "full", "full: on disk before it is reported; fast: a power cut may lose it")
 	fl.StringVar(&f.shell, "shell", "", "the `shell` to use (default bash)")
 	fl.StringVar(&f.user, "user", "", "run commands as this `user`")
-	fl.StringArrayVarP(&f.env, "env", "e", nil, "set `K=V` in the shell's environment; K alone passes ours on")
+	fl.StringArrayVarP(&f.env, "env", "e", nil, "set `K=V` for the commands of this call; K alone passes ours on")
 	fl.Int64Var(&f.maxBytes, "max-bytes", 0, "copy driver: refuse a tree larger than this many `bytes`")
 	fl.StringArrayVar(&f.exclude, "exclude", nil, "copy driver: leave paths that match this `pattern` alone")
 }

@@ -17,7 +17,10 @@ echo 'port = 8080' >"$tree/config/app.conf"
 for i in $(seq 1000); do echo "page $i" >"$tree/page$i.html"; done
 
 show() { printf '\n\033[1m$ %s\033[0m\n' "$*"; }
-d() { show deployx "$@"; "$deployx" --tree "$tree" "$@"; }
+d() { # the last argument of run is shell text: show it quoted
+	if [ "$1" = run ]; then show deployx run -- "'${*: -1}'"; else show deployx "$@"; fi
+	"$deployx" --tree "$tree" "$@"
+}
 
 echo "A tree of 1,000 pages and a configuration in $tree"
 show ls "$tree" '| wc -l'; ls "$tree" | wc -l

@@ -2,6 +2,7 @@ package shell
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -86,8 +87,9 @@ const (
 
 // gone sends sig and waits up to grace for the command's end and that of all it
 // started. A process that comes meanwhile gets sig as well: when a child dies of
-// SIGTERM or SIGKILL, the shell goes on with what follows in the text. That is why
-// the shell is sent SIGINT until the command ended.
+// SIGTERM or SIGKILL, the shell goes on with what follows in the text, and so it
+// does after a SIGINT that reached it while it forked, before it waited for the
+// child. That is why the shell is sent SIGINT, before each new process is.
 func (s *Shell) gone(p *process, end <-chan outcome, o *outcome, sig unix.Signal, grace time.Duration) *outcome {
 	limit := time.NewTimer(grace)
 	defer limit.Stop()
@@ -98,7 +100,8 @@ func (s *Shell) gone(p *process, end <-chan outcome, o *outcome, sig unix.Signal
 		if o != nil && len(left) == 0 {
 			return o
 		}
-		if o == nil && (first || sig != unix.SIGINT) {
+		fresh := slices.ContainsFunc(left, func(pid int) bool { return !told[pid] })
+		if o == nil && (first || fresh || sig != unix.SIGINT) {
 			signal(p.pid, unix.SIGINT)
 		}
 		for _, pid := range left {

@@ -295,11 +295,12 @@ func (o *outbox) settle(e *event, why string) {
 // left is how many events are to be delivered; those that were sent to a
 // backend that does not ack them are as good as delivered.
 func (o *outbox) left() (n int, wake <-chan struct{}) {
+	conn, _ := o.link.now()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, line := range o.lanes {
 		for _, e := range line {
-			if e.conn == 0 || !o.silent[e.name] {
+			if e.conn != conn || conn == 0 || !o.silent[e.name] && !e.once {
 				n++
 			}
 		}

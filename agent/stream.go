@@ -50,7 +50,8 @@ type stream struct {
 	wg   sync.WaitGroup
 
 	mu        sync.Mutex
-	wake      chan struct{} // closed and made anew at every change
+	wake      chan struct{} // closed and made anew at a change that is waited for
+	awaited   bool          // somebody has wake
 	spool     *spool
 	running   bool   // the sender
 	conn      uint64 // 0 without one
@@ -110,7 +111,7 @@ func (s *stream) take(name string, p []byte) []byte {
 		s.truncated, s.spool.hole = true, true
 		return nil
 	}
-	wake := s.wake
+	wake := s.await()
 	s.mu.Unlock()
 	select {
 	case <-wake:
@@ -138,9 +139,20 @@ func (s *stream) start() {
 	}
 }
 
+// signal tells of a change. Most are not waited for: a command may write
+// thousands of times a second. The caller holds mu.
 func (s *stream) signal() {
-	close(s.wake)
-	s.wake = make(chan struct{})
+	if s.awaited {
+		s.awaited = false
+		close(s.wake)
+		s.wake = make(chan struct{})
+	}
+}
+
+// await is for waiting for a change. The caller holds mu.
+func (s *stream) await() chan struct{} {
+	s.awaited = true
+	return s.wake
 }
 
 // run sends until the stream is closed.
@@ -180,7 +192,7 @@ func (s *stream) step(conn uint64) (p piece, wake chan struct{}) {
 		s.signal()
 	}
 	if conn == 0 || s.err != nil {
-		return p, s.wake
+		return p, s.await()
 	}
 	if s.sent < len(s.spool.chunks) {
 		p.chunk = s.spool.chunks[s.sent]
@@ -192,13 +204,13 @@ func (s *stream) step(conn uint64) (p piece, wake chan struct{}) {
 	if p.text == nil || s.err != nil {
 		p.text = nil
 		s.signal() // flush looks again
-		return p, s.wake
+		return p, s.await()
 	}
 	s.sent++
 	s.sending = true
 	s.unproved += int64(len(p.text))
 	p.probe = !s.legacy && !s.silent && (s.unproved >= s.spool.capacity/probeShare || s.sent >= probeChunks)
-	return p, s.wake
+	return p, nil
 }
 
 // send sends one chunk; a probe with an ack.
@@ -312,7 +324,7 @@ func (s *stream) idle(conn uint64) (bool, chan struct{}) {
 	defer s.mu.Unlock()
 	sp := s.spool
 	all := s.conn == conn && !s.sending && s.sent == len(sp.chunks) && sp.cut == sp.written && !(s.ended && sp.holds())
-	return !s.running || s.err != nil || all, s.wake
+	return !s.running || s.err != nil || all, s.await()
 }
 
 // close ends the sender and gives the spool back.

@@ -201,4 +201,4 @@ func (d *Driver) Sync(context.Context) error {
 }
 
 // Depth counts v's layers. There is no limit: nothing is stacked.
-func (d *Driver) Depth(v snapshot.View) (depth, limit int) { return len(v.Layers) + 1, 1 << 30 }
+func (d *Driver) Depth(v snapshot.View) (depth, limit int) { return len(v.Layers) + 1, 0 }

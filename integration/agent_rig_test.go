@@ -268,8 +268,9 @@ type host struct {
 	binary string
 	dir    string // holds app (the tree) and state
 
-	cmd *exec.Cmd
-	log logged
+	cmd  *exec.Cmd
+	log  logged
+	used time.Duration // of CPU, by the agent alone, when it has been stopped
 }
 
 // logged is what the agent says, while it says it.
@@ -353,6 +354,7 @@ func (h *host) stop() {
 	if err := h.cmd.Wait(); err != nil {
 		h.t.Errorf("the agent ended with %v", err)
 	}
+	h.used = h.cmd.ProcessState.UserTime() + h.cmd.ProcessState.SystemTime()
 	h.cmd = nil
 }
 

@@ -8,13 +8,13 @@ import (
 
 // Status is what is known of a tree without touching it.
 type Status struct {
-	Mounted   bool        // the driver shows it
+	Mounted   bool        // a mount shows it
 	Agrees    bool        // it shows what the record says
 	Head      snapshot.ID // "" is base
 	Snapshots int         // applied commands
 	Redo      int         // rollbacks that can be undone
 	Layers    int         // stacked, base included
-	MaxLayers int
+	MaxLayers int // 0: nothing is stacked, so there is no limit
 	Drift     bool        // others have written since the last command
 	Running   snapshot.ID // a command that runs now, or was cut off
 	Disk      snapshot.Usage
@@ -35,6 +35,7 @@ func (s *Session) Status(ctx context.Context) (st Status, err error) {
 	}
 	st.Mounted, st.Agrees, st.Head, st.Redo = shown != "", shown == h.Open, h.Snapshot, len(h.Redo)
 	st.Layers, st.MaxLayers = s.drv.Depth(v)
+	st.Mounted = st.Mounted && st.MaxLayers > 0
 	if running, ok, err := s.rec.Running(); err != nil {
 		return st, err
 	} else if ok {
@@ -51,7 +52,7 @@ func (s *Session) Status(ctx context.Context) (st Status, err error) {
 	if st.PinnedBy, err = s.drv.Holders(ctx); err != nil {
 		return st, err
 	}
-	if st.Agrees && st.Mounted && st.Running == "" && !s.owned(h) {
+	if st.Agrees && shown != "" && st.Running == "" && !s.owned(h) {
 		if st.Drift, err = s.drv.Dirty(ctx, v); err != nil {
 			return st, err
 		}

@@ -77,8 +77,8 @@ type Driver interface {
 	// Usage is the disk space that one layer takes.
 	Usage(ctx context.Context, id LayerID) (Usage, error)
 
-	// Depth is the number of layers that Show would stack for v, and Limit the
-	// most it can.
+	// Depth is the number of layers that Show would stack for v, and limit the
+	// most it can; 0 is no limit, since nothing is stacked.
 	Depth(v View) (depth, limit int)
 
 	// Close gives back what the driver holds in this process. The tree goes on

@@ -124,6 +124,9 @@ func (a *app) printStatus(st treeStatus) error {
 
 func shows(st treeStatus) string {
 	s := "a plain directory"
+	if st.MaxLayers == 0 && st.Layers > 1 {
+		s += fmt.Sprintf(", %d layers", st.Layers-1)
+	}
 	if st.Mounted {
 		s = fmt.Sprintf("mounted, %d of at most %d layers", st.Layers, st.MaxLayers)
 	}

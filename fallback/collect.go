@@ -101,11 +101,19 @@ func (d *Driver) toTrash(path string) error {
 	return os.Rename(path, d.at("trash", fmt.Sprintf("%s-%d", filepath.Base(path), time.Now().UnixNano())))
 }
 
-// emptyStage clears what a crash left of a stage that no journal knows.
+// emptyStage clears what a crash left of a stage that no journal knows, and of a
+// note that was being written.
 func (d *Driver) emptyStage() error {
 	names, err := readNames(d.at("stage"))
 	for _, name := range names {
 		err = errors.Join(err, d.toTrash(d.at("stage", name)))
+	}
+	notes, e := filepath.Glob(d.at("discarded", "*.tmp"))
+	err = errors.Join(err, e)
+	for _, name := range notes {
+		if e := os.Remove(name); e != nil && !errors.Is(e, fs.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
 	}
 	return err
 }
@@ -141,8 +149,7 @@ func (d *Driver) collectLayers() error {
 	for _, name := range names {
 		path := d.at("discarded", name)
 		if filepath.Ext(name) == ".tmp" {
-			done = append(done, path)
-			continue
+			continue // being written now; what a crash left of one goes with old stages
 		}
 		l, err := loadLayer(path)
 		if errors.Is(err, fs.ErrNotExist) {

@@ -14,7 +14,7 @@ type Status struct {
 	Snapshots int         // applied commands
 	Redo      int         // rollbacks that can be undone
 	Layers    int         // stacked, base included
-	MaxLayers int // 0: nothing is stacked, so there is no limit
+	MaxLayers int         // 0: nothing is stacked, so there is no limit
 	Drift     bool        // others have written since the last command
 	Running   snapshot.ID // a command that runs now, or was cut off
 	Disk      snapshot.Usage

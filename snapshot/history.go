@@ -10,7 +10,7 @@ import (
 // first. It stops at the first error, which it yields.
 func (r *Record) Chain(from ID) iter.Seq2[Snapshot, error] {
 	return func(yield func(Snapshot, error) bool) {
-		floor := r.head.floor().Snapshot
+		floor := r.at().floor().Snapshot
 		for id := from; id != "" && id != floor; {
 			s, err := r.Snapshot(id)
 			if !yield(s, err) || err != nil {
@@ -75,7 +75,7 @@ func (r *Record) Resolve(prefix string) (ID, error) {
 func (r *Record) Above(id ID) ([]Snapshot, error) {
 	var dropped []Snapshot
 	var target *Snapshot
-	for s, err := range r.Chain(r.head.Snapshot) {
+	for s, err := range r.Chain(r.at().Snapshot) {
 		if err != nil {
 			return nil, err
 		}
@@ -109,7 +109,7 @@ func (r *Record) notApplied(id ID) error {
 // FirstOfBatch finds the oldest applied command of a batch.
 func (r *Record) FirstOfBatch(batch string) (ID, error) {
 	var first ID
-	for s, err := range r.Chain(r.head.Snapshot) {
+	for s, err := range r.Chain(r.at().Snapshot) {
 		if err != nil {
 			return "", err
 		}
@@ -129,7 +129,7 @@ func (r *Record) FirstOfBatch(batch string) (ID, error) {
 // expired tells whether an id, or a prefix of one, is not above the floor: ids
 // sort by time.
 func (r *Record) expired(id string) bool {
-	floor := string(r.head.floor().Snapshot)
+	floor := string(r.at().floor().Snapshot)
 	return floor != "" && id <= floor
 }
 

@@ -57,8 +57,10 @@ type Frame struct {
 // Reading needs no lock: HEAD is replaced whole and the rest never changes.
 // Writing needs the tree's lock.
 type Record struct {
-	dir  string
-	head Head
+	dir string
+
+	headMu sync.Mutex
+	head   Head
 
 	mu    sync.Mutex
 	stack stack // the layers of the top that was asked for last
@@ -91,12 +93,22 @@ func (r *Record) Reload() error {
 
 // setHead forgets the remembered stack when the floor has been raised.
 func (r *Record) setHead(h Head) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if h.floor() != r.head.floor() {
-		r.stack = stack{}
-	}
+	old := r.at()
+	r.headMu.Lock()
 	r.head = h
+	r.headMu.Unlock()
+	if h.floor() != old.floor() {
+		r.mu.Lock()
+		r.stack = stack{}
+		r.mu.Unlock()
+	}
+}
+
+// at is the head for reading.
+func (r *Record) at() Head {
+	r.headMu.Lock()
+	defer r.headMu.Unlock()
+	return r.head
 }
 
 func (h Head) floor() Floor {
@@ -108,7 +120,7 @@ func (h Head) floor() Floor {
 
 // Head is where the tree stands, as read or moved last.
 func (r *Record) Head() Head {
-	h := r.head
+	h := r.at()
 	h.Redo = append([]Frame(nil), h.Redo...)
 	return h
 }
@@ -122,7 +134,7 @@ func (r *Record) Move(h Head) error { return r.Commit(h, nil) }
 // and one sync of the directory ends it. A nil flush syncs the staged files
 // one by one and no layer. On error the old head stands.
 func (r *Record) Commit(h Head, flush func() error, entries ...Snapshot) error {
-	h.Version, h.Seq = Version, r.head.Seq+1
+	h.Version, h.Seq = Version, r.at().Seq+1
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return err
 	}

@@ -36,7 +36,7 @@ type note struct {
 // returned. What does not fit is written aside and renamed in.
 func (r *Record) Begin(s Snapshot) error {
 	s.Version = Version
-	b, err := json.Marshal(note{r.head.Seq, s})
+	b, err := json.Marshal(note{r.at().Seq, s})
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func (r *Record) Running() (Snapshot, bool, error) {
 		return Snapshot{}, false, nil
 	}
 	var n note
-	if err := json.Unmarshal(body, &n); err != nil || n.Seq != r.head.Seq {
+	if err := json.Unmarshal(body, &n); err != nil || n.Seq != r.at().Seq {
 		return Snapshot{}, false, nil
 	}
 	return n.Snapshot, true, nil

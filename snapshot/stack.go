@@ -47,11 +47,11 @@ func (r *Record) Layers(top ID) ([]LayerID, error) {
 
 func (r *Record) loadStack() error {
 	err := readJSON(filepath.Join(r.dir, "stack"), &r.stack)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) || r.stack.Version != Version || r.stack.Floor != r.head.floor() {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) || r.stack.Version != Version || r.stack.Floor != r.at().floor() {
 		r.stack = stack{} // derived, and lost: the bottom is always right
 	}
 	if _, err := r.Snapshot(r.stack.Top); err != nil {
-		r.stack = stack{Floor: r.head.floor()}
+		r.stack = stack{Floor: r.at().floor()}
 		r.stack.Top = r.stack.Floor.Snapshot
 		r.stack.Layers = appendNew(nil, []LayerID{r.stack.Floor.Layer})
 	}
@@ -86,7 +86,7 @@ func (r *Record) layersFrom(top ID) ([]LayerID, error) {
 		return known.Layers, nil
 	}
 	var above []LayerID // of the entries above known.Top, newest first
-	below, floor := known.Layers, r.head.floor()
+	below, floor := known.Layers, r.at().floor()
 	for up, down := top, known.Top; ; {
 		if up == known.Top {
 			return appendNew(known.Layers, above), nil
@@ -128,7 +128,7 @@ func (r *Record) withTop(below []LayerID, top ID) ([]LayerID, error) {
 			return appendNew(below, []LayerID{e.Layer}), nil
 		}
 	}
-	return appendNew(below, []LayerID{r.head.floor().Layer}), nil
+	return appendNew(below, []LayerID{r.at().floor().Layer}), nil
 }
 
 // appendNew adds layers, given newest first, leaving out none and repeats.

@@ -102,7 +102,9 @@ func (t *pollTransport) do(ctx context.Context, method string, body []byte) (*ht
 	if err != nil {
 		return nil, err
 	}
-	req.Header = t.header.Clone()
+	if t.header != nil {
+		req.Header = t.header.Clone()
+	}
 	if body != nil {
 		req.Header.Set("Content-Type", "text/plain; charset=UTF-8")
 	}

@@ -80,7 +80,7 @@ func TestPrograms(t *testing.T) {
 		if _, err := s.Rollback(context.Background(), session.Target{ID: ids[i]}, session.RollbackOptions{}); err != nil {
 			t.Fatalf("undo %s: %v", programs[i].name, err)
 		}
-		if d := treecmp.Diff(before[i], look(t, tree, false), treecmp.Options{}); len(d) > 0 {
+		if d := treecmp.Diff(before[i], look(t, tree, false), treecmp.Options{AnyNlink: true}); len(d) > 0 { // merged layers: docs/design.md
 			t.Errorf("after undoing %s:\n%s", programs[i].name, d)
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,18 +31,6 @@ type hold struct {
 	twin *os.File
 	num  int // of the descriptor
 }
-
-// A hold is looked at again to tell those who stay from passers-by: someone who
-// lists a directory or appends a line has gone, or opened another file, in one
-// of some looks; a service that keeps a descriptor is there in all. A look
-// counts only if its process sleeps: one that runs, or waits for a processor or
-// a disk, is in the middle of something. After holdPatience the doubt goes
-// against the swap.
-const (
-	holdLooks    = 10
-	holdPause    = 200 * time.Microsecond
-	holdPatience = 250 * time.Millisecond
-)
 
 // Holders names the processes that hold the shown tree so that a swap would
 // split them from it.
@@ -134,118 +121,6 @@ func (d *Driver) touch() error {
 		return err
 	}
 	return f.Close()
-}
-
-// staying looks again at holds until each has gone or moved, and returns those
-// that did neither.
-func staying(holds []hold) []snapshot.Holder {
-	for i := range holds {
-		holds[i].seize()
-	}
-	defer func() {
-		for _, h := range holds {
-			h.release()
-		}
-	}()
-	var stay []snapshot.Holder
-	left := slices.Clone(holds)
-	for end := time.Now().Add(holdPatience); len(left) > 0; {
-		time.Sleep(holdPause)
-		var rest []hold
-		for _, h := range left {
-			switch {
-			case !h.still():
-			case h.seen >= holdLooks || time.Now().After(end):
-				stay = append(stay, h.Holder)
-			default:
-				rest = append(rest, h)
-			}
-		}
-		left = rest
-	}
-	return stay
-}
-
-// seize takes a duplicate of a descriptor, so that still can tell it from
-// another one of the same number (pidfd_getfd(2), Linux 5.6). Where that is not
-// to be had, the file, its flags and the position in it must do.
-func (h *hold) seize() {
-	dir, n := filepath.Split(h.link)
-	num, err := strconv.Atoi(n)
-	if err != nil || filepath.Base(dir) != "fd" {
-		return
-	}
-	pidfd, err := unix.PidfdOpen(h.PID, 0)
-	if err != nil {
-		return
-	}
-	defer unix.Close(pidfd) //nolint:errcheck // nothing was written
-	if fd, err := unix.PidfdGetfd(pidfd, num, 0); err == nil {
-		h.twin, h.num = os.NewFile(uintptr(fd), h.link), num
-	}
-}
-
-func (h *hold) release() {
-	if h.twin != nil {
-		h.twin.Close() //nolint:errcheck // it is not ours
-	}
-}
-
-// still looks once more; the look counts if the process sleeps.
-func (h *hold) still() bool {
-	sleeps, ok := asleep(h.PID)
-	if !ok {
-		return false
-	}
-	if sleeps {
-		h.seen++
-	}
-	if h.link == "" {
-		return true
-	}
-	if h.twin != nil {
-		same, known := sameDescription(h.twin, h.PID, h.num)
-		if known {
-			return same
-		}
-	}
-	st, err := statLink(h.link)
-	if err != nil || st.Mnt_id != h.stat.Mnt_id || st.Ino != h.stat.Ino {
-		return false
-	}
-	return h.info == fdInfo(h.link)
-}
-
-// sameDescription compares open file descriptions (kcmp(2), KCMP_FILE).
-func sameDescription(twin *os.File, pid, num int) (same, known bool) {
-	const kcmpFile = 0
-	r, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(os.Getpid()), uintptr(pid), kcmpFile, twin.Fd(), uintptr(num), 0)
-	switch errno {
-	case 0:
-		return r == 0, true
-	case unix.EBADF, unix.ESRCH: // closed, or the process ended
-		return false, true
-	}
-	return false, false
-}
-
-// asleep tells whether every thread of a process sleeps (proc_pid_stat(5)).
-func asleep(pid int) (sleeps, ok bool) {
-	tasks, err := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/task/*")
-	if err != nil || len(tasks) == 0 {
-		return false, false
-	}
-	for _, t := range tasks {
-		stat, err := os.ReadFile(t + "/stat")
-		if err != nil {
-			continue
-		}
-		i := bytes.LastIndexByte(stat, ')')
-		if i >= 0 && len(stat) > i+2 && (stat[i+2] == 'R' || stat[i+2] == 'D') {
-			return false, true
-		}
-	}
-	return true, true
 }
 
 func statLink(link string) (st unix.Statx_t, err error) {

@@ -136,4 +136,3 @@ func asleep(pid int) (sleeps, ok bool) {
 	}
 	return true, true
 }
-

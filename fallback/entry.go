@@ -64,21 +64,7 @@ func (e *entry) isRegular() bool { return e.kind() == unix.S_IFREG }
 
 // letter is the type as the record writes it.
 func (e *entry) letter() snapshot.FileType {
-	switch e.kind() {
-	case unix.S_IFDIR:
-		return snapshot.TypeDir
-	case unix.S_IFLNK:
-		return snapshot.TypeSymlink
-	case unix.S_IFIFO:
-		return snapshot.TypeFifo
-	case unix.S_IFSOCK:
-		return snapshot.TypeSocket
-	case unix.S_IFCHR:
-		return snapshot.TypeChar
-	case unix.S_IFBLK:
-		return snapshot.TypeBlock
-	}
-	return snapshot.TypeFile
+	return snapshot.TypeOf(e.kind())
 }
 
 // untouched says that st shows no trace of a change since e was captured. A

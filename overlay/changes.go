@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"deployx/snapshot"
 )
 
@@ -287,23 +285,7 @@ func (c *comparison) tell(kind snapshot.ChangeKind, e *entry, path, from string)
 	})
 }
 
-func fileType(e *entry) snapshot.FileType {
-	switch e.st.Mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		return snapshot.TypeDir
-	case unix.S_IFLNK:
-		return snapshot.TypeSymlink
-	case unix.S_IFIFO:
-		return snapshot.TypeFifo
-	case unix.S_IFSOCK:
-		return snapshot.TypeSocket
-	case unix.S_IFCHR:
-		return snapshot.TypeChar
-	case unix.S_IFBLK:
-		return snapshot.TypeBlock
-	}
-	return snapshot.TypeFile
-}
+func fileType(e *entry) snapshot.FileType { return snapshot.TypeOf(e.st.Mode) }
 
 // Open reads a file or a link's target as the view of layers has it.
 func (d *Driver) Open(_ context.Context, layers []snapshot.LayerID, path string) (io.ReadCloser, error) {

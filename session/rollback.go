@@ -137,9 +137,15 @@ func (s *Session) openDrift(ctx context.Context, h snapshot.Head) (*snapshot.Sna
 	if err != nil || !dirty {
 		return nil, err
 	}
-	d := snapshot.Snapshot{ID: snapshot.NewID(), Parent: h.Snapshot, Kind: snapshot.KindDrift, Layer: h.Open, Context: h.Context, Started: time.Now()}
-	d.Changes, err = s.count(ctx, v)
+	d, err := s.drift(ctx, h, v)
 	return &d, err
+}
+
+// drift is the entry for what others wrote to the open layer of v.
+func (s *Session) drift(ctx context.Context, h snapshot.Head, v snapshot.View) (d snapshot.Snapshot, err error) {
+	d = snapshot.Snapshot{ID: snapshot.NewID(), Parent: h.Snapshot, Kind: snapshot.KindDrift, Layer: h.Open, Context: h.Context, Started: time.Now()}
+	d.Changes, err = s.count(ctx, v)
+	return d, err
 }
 
 // refuseDrift names what others changed that a rollback would throw away.

@@ -236,8 +236,8 @@ func (s *Session) seal(ctx context.Context, p *snapshot.Snapshot, h snapshot.Hea
 	}
 	var entries []snapshot.Snapshot
 	if !owned {
-		drift := snapshot.Snapshot{ID: snapshot.NewID(), Parent: h.Snapshot, Kind: snapshot.KindDrift, Layer: h.Open, Context: h.Context, Started: time.Now()}
-		if drift.Changes, err = s.count(ctx, v); err != nil {
+		drift, err := s.drift(ctx, h, v)
+		if err != nil {
 			return err
 		}
 		entries = append(entries, drift)

@@ -3,6 +3,8 @@ package snapshot
 import (
 	"encoding/json"
 	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 )
 
 // ChangeKind says what happened to one path.
@@ -46,6 +48,25 @@ const (
 	TypeChar    FileType = "c"
 	TypeBlock   FileType = "b"
 )
+
+// TypeOf is the type of a file with the given st_mode (inode(7)).
+func TypeOf(mode uint32) FileType {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return TypeDir
+	case unix.S_IFLNK:
+		return TypeSymlink
+	case unix.S_IFIFO:
+		return TypeFifo
+	case unix.S_IFSOCK:
+		return TypeSocket
+	case unix.S_IFCHR:
+		return TypeChar
+	case unix.S_IFBLK:
+		return TypeBlock
+	}
+	return TypeFile
+}
 
 type changeJSON struct {
 	Path    string     `json:"path"`

@@ -103,7 +103,9 @@ func (f *fake) Run(ctx context.Context, c session.Command) (session.Result, erro
 	if err != nil {
 		return session.Result{}, err
 	}
-	c.Started(p)
+	if err := c.Started(p); err != nil {
+		return session.Result{}, err
+	}
 	f.reached <- c.Text
 	r := session.Result{Dir: f.tree.Path, Tail: f.play(ctx, c, &p)}
 	r.Snapshot = p

@@ -64,7 +64,7 @@ func (a *Agent) notDone(ctx context.Context, c *command, err error) wire.AgentCo
 func (a *Agent) sessionCommand(s Session, c *command, st *stream, in *input) session.Command {
 	run := session.Command{
 		Text: c.Text, ID: c.ID, BatchID: c.batch, CommandIndex: c.index, Metadata: c.Metadata, NoSnapshot: c.Bare,
-		Env: append(slices.Clone(a.o.Env), c.Env...), Timeout: c.Timeout, Stdout: st.writer("stdout"), Stderr: st.writer("stderr"),
+		Env: append(slices.Clone(a.o.Env), c.Env...), Shell: c.Shell, Timeout: c.Timeout, Stdout: st.writer("stdout"), Stderr: st.writer("stderr"),
 	}
 	if c.Dir != "" {
 		run.Dir = c.Dir
@@ -72,16 +72,13 @@ func (a *Agent) sessionCommand(s Session, c *command, st *stream, in *input) ses
 			run.Dir = filepath.Join(s.Tree().Path, c.Dir)
 		}
 	}
-	if c.Shell != "" {
-		run.Text = c.Shell + " -c " + quote(c.Text)
-	}
 	if in != nil {
 		run.Stdin = in
 	}
 	if c.TTY {
 		run.TTY = &shell.TTY{In: in, Out: st.writer("tty")}
 	}
-	run.Started = func(p snapshot.Snapshot) { a.started(c, p) }
+	run.Started = func(p snapshot.Snapshot) error { a.started(c, p); return nil }
 	return run
 }
 
@@ -110,7 +107,6 @@ func (a *Agent) started(c *command, p snapshot.Snapshot) {
 // completed is the result of a command that ran.
 func (a *Agent) completed(c *command, r session.Result, st *stream) wire.AgentCompleted {
 	done := wire.AgentCompleted{Completed: wire.Complete(r), Warning: c.Warning}
-	done.Command = c.Text // not as another shell got it
 	done.Truncated = done.Truncated || st != nil && st.dropped()
 	switch s := r.Snapshot; {
 	case s.Interrupted:
@@ -189,9 +185,6 @@ func (a *Agent) dropStream(s *stream) {
 	a.mu.Unlock()
 	s.close()
 }
-
-// quote makes one word of s for any shell (POSIX XCU 2.2.2).
-func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // oneLine keeps a log to one line, and secrets that stand far into a script out
 // of it.

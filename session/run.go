@@ -26,6 +26,7 @@ type Command struct {
 	NoSnapshot   bool
 	Dir          string // "" is where the shell is
 	Env          []string
+	Shell        string // "" is the session's; another runs this one command and keeps nothing of its context
 	Timeout      time.Duration
 
 	Stdin          io.Reader
@@ -34,8 +35,8 @@ type Command struct {
 	Late           func(shell.Stream, []byte)
 
 	// Started is called when the snapshot stands and the command is about to
-	// run.
-	Started func(snapshot.Snapshot)
+	// run. On an error it does not run: it is recorded as one that was not.
+	Started func(snapshot.Snapshot) error
 	// Done is called when the command's record is durable, before the layer for
 	// the next one is put in place.
 	Done func(Result)
@@ -91,9 +92,18 @@ func (s *Session) run(ctx context.Context, c Command) (Result, error) {
 	}
 	crash.Point("session.begun")
 	if c.Started != nil {
-		c.Started(point)
+		if err := c.Started(point); err != nil {
+			return Result{}, s.notRun(ctx, point, err)
+		}
 	}
 	return s.execute(ctx, c, point)
+}
+
+// notRun records a command that was begun and could not be run, and says why.
+func (s *Session) notRun(ctx context.Context, point snapshot.Snapshot, why error) error {
+	point.ExitCode, point.Unfinished = -1, true
+	_, err := s.finish(context.WithoutCancel(ctx), point, "")
+	return errors.Join(&snapshot.Error{Code: snapshot.CodeFailedToStart, Msg: "the command could not be run", Err: why}, err)
 }
 
 // execute runs the command and records what became of it.
@@ -101,15 +111,13 @@ func (s *Session) execute(ctx context.Context, c Command, point snapshot.Snapsho
 	tail, late := newTail(tailBytes), s.newLate(point.ID, c.Late)
 	prepared := s.prepareNext(ctx)
 	res, err := s.sh.Run(ctx, shell.Command{
-		Text: c.Text, Dir: c.Dir, Env: append([]string{"DEPLOYX_SNAPSHOT=" + string(point.ID)}, c.Env...),
+		Text: c.script(), Dir: c.Dir, Env: append([]string{"DEPLOYX_SNAPSHOT=" + string(point.ID)}, c.Env...),
 		Stdin: c.Stdin, Stdout: tail.tee(c.Stdout), Stderr: tail.tee(c.Stderr), TTY: tail.teeTTY(c.TTY),
 		Timeout: c.Timeout, Late: late.write,
 	})
 	prepared()
 	if err != nil {
-		point.ExitCode, point.Unfinished = -1, true
-		_, e := s.finish(context.WithoutCancel(ctx), point, "")
-		return Result{}, errors.Join(&snapshot.Error{Code: snapshot.CodeFailedToStart, Msg: "the command could not be run", Err: err}, e)
+		return Result{}, s.notRun(ctx, point, err)
 	}
 	crash.Point("session.ran")
 	ctx = context.WithoutCancel(ctx) // what was done must be recorded

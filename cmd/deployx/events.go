@@ -41,13 +41,14 @@ func (e *events) print(v any) {
 	e.out.Encode(v) //nolint:errcheck // a reader that went away does not stop the command
 }
 
-func (e *events) started(s snapshot.Snapshot) {
+func (e *events) started(s snapshot.Snapshot) error {
 	if e.on {
 		e.print(wire.Started{
 			Event: "command_started", CommandID: e.id, BatchID: e.batch, Index: e.index,
 			Command: s.Command, SnapshotID: string(s.ID), CWD: s.Dir,
 		})
 	}
+	return nil
 }
 
 // stream is a writer that makes command_output events.

@@ -1,0 +1,162 @@
+package session
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"deployx/snapshot"
+)
+
+// What a child of TestKilled is told, and what it notes of each operation:
+// a line before it, and one after.
+const (
+	envKiller = "DEPLOYX_TEST_KILLER" // dir, driver, seed
+	killerOps = 60
+)
+
+type note struct {
+	N       int
+	Op      string      // run, drift, rollback, redo, gc, reopen
+	Changes []change    `json:",omitempty"` // of run
+	Name    string      `json:",omitempty"` // of drift: a link that others make
+	To      snapshot.ID `json:",omitempty"` // of rollback: the head it leads to, if not to base
+	Done    bool        `json:",omitempty"`
+	Head    snapshot.ID `json:",omitempty"` // when done
+	Err     string      `json:",omitempty"`
+}
+
+type killerChild struct {
+	*rig
+	rnd   *rand.Rand
+	token string
+	log   *os.File
+	n     int
+}
+
+// playKiller works on the tree until it is killed, or has done enough.
+func playKiller(t *testing.T) {
+	var dir, driver string
+	var seed uint64
+	if _, err := fmt.Sscan(os.Getenv(envKiller), &dir, &driver, &seed); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_TRUNC|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &killerChild{rig: killRig(t, dir, driver), rnd: rand.New(rand.NewPCG(seed, 0)), token: fmt.Sprint("s", seed), log: log}
+	ready := os.NewFile(3, "ready")
+	if _, err := ready.WriteString("x"); err != nil {
+		t.Fatal(err)
+	}
+	for c.n = range killerOps {
+		c.one()
+	}
+}
+
+// one does one random operation between two notes.
+func (c *killerChild) one() {
+	n, do := c.choose()
+	n.N = c.n
+	c.note(n)
+	if err := do(); err != nil {
+		n.Err = err.Error()
+		c.note(n)
+		c.Fatal(err)
+	}
+	n.Done, n.Head = true, c.rec.Head().Snapshot
+	c.note(n)
+}
+
+func (c *killerChild) note(n note) {
+	b, err := json.Marshal(n)
+	if err == nil {
+		_, err = c.log.Write(append(b, '\n'))
+	}
+	if err != nil {
+		c.Fatal(err)
+	}
+}
+
+func (c *killerChild) choose() (note, func() error) {
+	switch c.rnd.IntN(20) {
+	case 0, 1, 2, 3, 4:
+		if n, do := c.chooseRollback(); do != nil {
+			return n, do
+		}
+	case 5, 6:
+		if h := c.rec.Head(); len(h.Redo) > 0 && !c.drifted(h) {
+			return note{Op: "redo", To: h.Redo[len(h.Redo)-1].Snapshot}, func() error { return redo(c.rig) }
+		}
+	case 7:
+		return note{Op: "gc"}, func() error {
+			_, err := c.Expire(context.Background(), 0)
+			return err
+		}
+	case 8:
+		return note{Op: "reopen"}, func() error {
+			err := c.Session.Close()
+			c.reopen()
+			return err
+		}
+	case 9, 10:
+		if c.rec.Head().Open == "" { // a plain directory: it would become base
+			break
+		}
+		name := fmt.Sprintf("drift%d", c.rnd.IntN(4))
+		return note{Op: "drift", Name: name}, func() error {
+			err := os.Symlink("x", filepath.Join(c.tree, name))
+			if errors.Is(err, os.ErrExist) {
+				return nil
+			}
+			return err
+		}
+	}
+	n := note{Op: "run"}
+	text := []string{"cd " + c.tree}
+	for i := range c.rnd.IntN(5) {
+		ch := randomChange(c.rnd, fmt.Sprintf("%s.%d.%d", c.token, c.n, i))
+		n.Changes = append(n.Changes, ch)
+		text = append(text, ch.text())
+	}
+	return n, func() error {
+		r, err := c.Run(context.Background(), Command{Text: strings.Join(text, "\n")})
+		if err == nil && r.Snapshot.ExitCode != 0 {
+			err = fmt.Errorf("exit status %d: %s", r.Snapshot.ExitCode, r.Tail)
+		}
+		return err
+	}
+}
+
+// chooseRollback picks an applied command; nil if there is none.
+func (c *killerChild) chooseRollback() (note, func() error) {
+	list := historyOf(c.TB.(*testing.T), c.rig)
+	if len(list) == 0 {
+		return note{}, nil
+	}
+	target := list[min(c.rnd.IntN(len(list)), c.rnd.IntN(len(list)))]
+	dropped, err := c.rec.Above(target.ID) // shared layers go together
+	if err != nil {
+		c.Fatal(err)
+	}
+	return note{Op: "rollback", To: dropped[len(dropped)-1].Parent}, func() error {
+		_, err := c.Rollback(context.Background(), Target{ID: target.ID}, RollbackOptions{Drift: DriftDrop})
+		return err
+	}
+}
+
+// drifted tells whether others have written since the last command.
+func (c *killerChild) drifted(h snapshot.Head) bool {
+	d, err := c.openDrift(context.Background(), h)
+	if err != nil {
+		c.Fatal(err)
+	}
+	return d != nil
+}

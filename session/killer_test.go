@@ -1,0 +1,341 @@
+package session
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/fallback"
+	"deployx/internal/testns"
+	"deployx/overlay"
+	"deployx/snapshot"
+)
+
+// How often a child is killed, on both drivers together, and at the latest
+// when after it is ready.
+const (
+	killerRounds = 500
+	killerSoak   = 10000
+	killerDelay  = 60 * time.Millisecond
+)
+
+// TestKilled kills a process that works on a tree at a random moment, again and
+// again on the same tree. Whoever opens the session next must find the tree as
+// the record says: at one of the two ends of the operation, or with some of what
+// the command had done, recorded as unfinished. The one after that must find
+// nothing to do.
+func TestKilled(t *testing.T) {
+	if os.Getenv(envKiller) != "" {
+		playKiller(t)
+		return
+	}
+	rounds := killerRounds
+	if os.Getenv("DEPLOYX_SOAK") != "" {
+		rounds = killerSoak
+	}
+	if testing.Short() {
+		rounds = 50
+	}
+	for _, driver := range []string{overlay.Name, fallback.Name} {
+		t.Run(driver, func(t *testing.T) {
+			t.Parallel()
+			killMany(t, driver, rounds/2)
+		})
+	}
+}
+
+// killRig is a rig in a given directory, which it shares with other processes.
+func killRig(t testing.TB, dir, driver string) *rig {
+	t.Helper()
+	testns.Need(t)
+	state := filepath.Join(dir, "state")
+	r := &rig{TB: t, tree: filepath.Join(dir, "srv", "app")}
+	r.opts = Options{
+		State:      snapshot.NewState(state),
+		Tree:       snapshot.Tree{Path: r.tree, Driver: driver, Store: filepath.Join(state, "trees", "app")},
+		OpenDriver: openDriver,
+	}
+	for _, d := range []string{r.tree, r.opts.Tree.Store} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.reopen()
+	return r
+}
+
+// killer is the model: the tree as it was at each entry of the record.
+type killer struct {
+	testing.TB
+	dir, driver string
+	at          map[snapshot.ID]files
+	head        snapshot.ID
+	now         files // at head, and what others have written since
+	found       map[string]int
+}
+
+func killMany(t *testing.T, driver string, rounds int) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	k := &killer{TB: t, dir: t.TempDir(), driver: driver, at: map[snapshot.ID]files{"": {}}, now: files{}, found: map[string]int{}}
+	defer unmountAll(t, filepath.Join(k.dir, "srv", "app"))
+	for round := range rounds {
+		delay := time.Duration(rnd.Int64N(int64(killerDelay)))
+		k.child(seed+uint64(round), delay)
+		last, ops := k.replay()
+		k.check(last)
+		if t.Failed() {
+			t.Fatalf("round %d, killed after %s in:\n%s", round, delay, ops)
+		}
+	}
+	t.Logf("killed in: %v", k.found)
+	if k.found["run"] == 0 || k.found["rollback"] == 0 || k.found["unfinished"] == 0 {
+		t.Error("the kills did not come in the middle of operations")
+	}
+}
+
+// child starts one, kills it, and waits until nothing that it started runs.
+func (k *killer) child(seed uint64, delay time.Duration) {
+	k.Helper()
+	from, ready, err := os.Pipe()
+	if err != nil {
+		k.Fatal(err)
+	}
+	defer from.Close() //nolint:errcheck // only read
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestKilled$", "-test.count=1")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d", envKiller, k.dir, k.driver, seed))
+	cmd.ExtraFiles = []*os.File{ready}
+	var out bytes.Buffer
+	out.Grow(1 << 16)
+	outFile, err := os.Create(filepath.Join(k.dir, "output")) // a pipe would be held by what survives
+	if err != nil {
+		k.Fatal(err)
+	}
+	defer outFile.Close() //nolint:errcheck // a test's
+	cmd.Stdout, cmd.Stderr = outFile, outFile
+	if err := cmd.Start(); err != nil {
+		k.Fatal(err)
+	}
+	ready.Close()                                         //nolint:errcheck // the child's
+	if _, err := from.Read(make([]byte, 1)); err == nil { // EOF: it failed, which Wait tells
+		timer := time.AfterFunc(delay, func() { cmd.Process.Kill() }) //nolint:errcheck // it may have ended
+		defer timer.Stop()
+	}
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	if err != nil && (!errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL) {
+		b, _ := os.ReadFile(outFile.Name()) //nolint:errcheck // a detail
+		k.Fatalf("child: %v\n%s", err, b)
+	}
+	k.orphans()
+}
+
+// orphans waits for the shell that outlives its owner until its command ends
+// (docs/shell.md).
+func (k *killer) orphans() {
+	k.Helper()
+	mark := []byte("DEPLOYX_TREE=" + filepath.Join(k.dir, "srv", "app") + "\x00")
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		if !anyWith(mark) {
+			return
+		}
+		if time.Now().After(end) {
+			k.Fatal("a shell goes on")
+		}
+	}
+}
+
+func anyWith(mark []byte) bool {
+	procs, err := filepath.Glob("/proc/[0-9]*/environ")
+	if err != nil {
+		return false
+	}
+	for _, p := range procs {
+		if b, err := os.ReadFile(p); err == nil && bytes.Contains(append(b, 0), mark) {
+			return true
+		}
+	}
+	return false
+}
+
+// replay plays what the child has done, and returns the operation that it was
+// in, if any.
+func (k *killer) replay() (last *note, ops string) {
+	k.Helper()
+	f, err := os.Open(filepath.Join(k.dir, "log"))
+	if err != nil {
+		k.Fatal(err)
+	}
+	defer f.Close() //nolint:errcheck // only read
+	var text strings.Builder
+	for lines := bufio.NewScanner(io.TeeReader(f, &text)); lines.Scan(); {
+		var n note
+		if err := json.Unmarshal(lines.Bytes(), &n); err != nil {
+			k.Fatalf("%v: %s", err, lines.Bytes())
+		}
+		if last = &n; n.Done {
+			k.done(n)
+			last = nil
+		}
+	}
+	return last, text.String()
+}
+
+// done is an operation that was reported complete.
+func (k *killer) done(n note) {
+	k.Helper()
+	switch n.Op {
+	case "run":
+		all := stages(k.now, n.Changes)
+		k.noteDrift(n.Head)
+		k.now = all[len(all)-1]
+		k.at[n.Head] = k.now
+	case "drift":
+		k.now = change{"link", n.Name, ""}.link(k.now)
+	case "rollback":
+		k.keepDropped()
+		k.now = k.at[n.Head]
+	case "redo":
+		k.now = k.at[n.Head]
+	}
+	if (n.Op == "rollback" || n.Op == "redo") && n.Head != n.To {
+		k.Errorf("%s ended at %q, want %q", n.Op, n.Head, n.To)
+	}
+	if k.now == nil {
+		k.Fatalf("%s ended at %q, of which nothing is known", n.Op, n.Head)
+	}
+	k.head = n.Head
+}
+
+func (c change) link(f files) files {
+	g := files{c.Path: "-> x"}
+	for p, v := range f {
+		g[p] = v
+	}
+	return g
+}
+
+func (k *killer) record() *snapshot.Record {
+	k.Helper()
+	r, err := snapshot.OpenRecord(filepath.Join(k.dir, "state", "trees", "app", "record"))
+	if err != nil {
+		k.Fatal(err)
+	}
+	return r
+}
+
+// noteDrift gives the entry between a command's and the head before it the tree
+// of before the command.
+func (k *killer) noteDrift(id snapshot.ID) {
+	e, err := k.record().Snapshot(id)
+	if err != nil {
+		return // rolled back and expired since
+	}
+	if _, ok := k.at[e.Parent]; !ok {
+		k.at[e.Parent] = k.now
+	}
+}
+
+// keepDropped does the same for the entry that a rollback made of drift.
+func (k *killer) keepDropped() {
+	for _, f := range k.record().Head().Redo {
+		if _, ok := k.at[f.Snapshot]; !ok {
+			k.at[f.Snapshot] = k.now
+		}
+	}
+}
+
+// check opens the session twice.
+func (k *killer) check(last *note) {
+	k.Helper()
+	for i := range 2 {
+		r := killRig(k.TB, k.dir, k.driver)
+		if err := r.exclusively(context.Background(), func() error { return nil }); err != nil {
+			k.Fatal(err)
+		}
+		if rec := r.Recovered(); i == 1 && (rec.Reshown || rec.Unfinished != "") {
+			k.Errorf("the second found something to do: %+v", rec)
+		}
+		k.agree(last, r.rec.Head().Snapshot, readFiles(k, r.tree))
+		if err := r.Session.Close(); err != nil {
+			k.Error(err)
+		}
+		last = nil
+	}
+}
+
+// agree holds what was found against the model, and goes on from there.
+func (k *killer) agree(last *note, head snapshot.ID, got files) {
+	k.Helper()
+	if last == nil {
+		last = &note{Op: "nothing"}
+	}
+	k.found[last.Op]++
+	switch known, ok := k.at[head]; {
+	case head == k.head: // nothing happened
+		want := k.now
+		if _, made := got[last.Name]; last.Op == "drift" && made {
+			want = change{"link", last.Name, ""}.link(want)
+		}
+		k.must(last, want, got)
+	case ok && (last.Op == "rollback" || last.Op == "redo") && head == last.To:
+		k.keepDropped()
+		k.must(last, known, got)
+	case !ok && last.Op == "run":
+		k.ran(last, head, got)
+	default:
+		k.Errorf("%s: the head is %q, and was %q", last.Op, head, k.head)
+	}
+	k.head, k.now = head, got
+	if k.at[head] == nil {
+		k.at[head] = got
+	}
+}
+
+// ran checks the entry of a command that was not reported.
+func (k *killer) ran(last *note, head snapshot.ID, got files) {
+	k.Helper()
+	e, err := k.record().Snapshot(head)
+	if err != nil {
+		k.Fatal(err)
+	}
+	all := stages(k.now, last.Changes)
+	switch {
+	case e.Kind == snapshot.KindDrift: // it did not begin
+		k.must(last, k.now, got)
+		return
+	case e.Unfinished:
+		k.found["unfinished"]++
+		if d := partOf(got, all); len(d) > 0 {
+			k.Errorf("an unfinished command: neither before nor after:\n%s", strings.Join(d, "\n"))
+		}
+	default:
+		k.must(last, all[len(all)-1], got)
+	}
+	k.noteDrift(head)
+	if k.at[e.Parent] == nil {
+		k.Errorf("the entry stands on %q, of which nothing is known", e.Parent)
+	}
+}
+
+func (k *killer) must(last *note, want, got files) {
+	k.Helper()
+	if d := unlike(want, got); len(d) > 0 {
+		k.Errorf("after %s:\n%s", last.Op, strings.Join(d, "\n"))
+	}
+}

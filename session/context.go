@@ -25,7 +25,7 @@ func (s *Session) ensureShell(ctx context.Context) error {
 		return err
 	}
 	o := s.o.Shell
-	o.Context, o.Dir = c, s.o.Tree.Path
+	o.Context, o.Dir, o.Away = c, s.o.Tree.Path, true
 	if o.Env == nil {
 		o.Env = shell.CleanEnv(shell.EnvOptions{User: o.User})
 	}

@@ -120,10 +120,10 @@ func goTo(dir string, st *state) string {
 	if st.dialect == posix {
 		cd = `\command cd --`
 	}
-	return fmt.Sprintf(`__deployx_d=%s
-while ! %s "${__deployx_d:-/}" && [ -n "$__deployx_d" ]; do __deployx_d=${__deployx_d%%/*}; done >/dev/null
+	return fmt.Sprintf(`__deployx_c=%s
+while ! %s "${__deployx_c:-/}" && [ -n "$__deployx_c" ]; do __deployx_c=${__deployx_c%%/*}; done >/dev/null
 %s
-\unset __deployx_d
+\unset __deployx_c
 `, quote(dir), cd, decl)
 }
 
@@ -164,7 +164,7 @@ func (s *Shell) command(st *state, c Command, redirect, nonce string) script {
 		files: files,
 		main:  main,
 		arm:   s.before(st, c.Env) + d.tell(nonce, "start") + d.special("return") + " " + or0(st.status) + "\n",
-		post:  d.after(st, c.Env, nonce, s.wires.state.path),
+		post:  d.after(st, c.Env, nonce, s.wires.state.path, s.o.Away),
 	}
 }
 
@@ -196,7 +196,7 @@ func (s *Shell) between(st *state, text, nonce string) script {
 	return script{
 		files: files,
 		main:  text + fmt.Sprintf("%s %s\n", s.dialect.special("."), files.post.path),
-		post:  s.dialect.after(st, nil, nonce, s.wires.state.path),
+		post:  s.dialect.after(st, nil, nonce, s.wires.state.path, false),
 	}
 }
 
@@ -262,8 +262,9 @@ func (d dialect) special(name string) string {
 	return `\builtin ` + name
 }
 
-// after captures the state; env is what before exported, to be put back as st had it.
-func (d dialect) after(st *state, env []string, nonce, path string) string {
+// after captures the state, and then leaves if asked; env is what before exported,
+// to be put back as st had it.
+func (d dialect) after(st *state, env []string, nonce, path string, leave bool) string {
 	var b strings.Builder
 	for _, kv := range env {
 		key, _, _ := strings.Cut(kv, "=")
@@ -279,7 +280,11 @@ func (d dialect) after(st *state, env []string, nonce, path string) string {
 	if d == posix {
 		text = postPosix
 	}
-	return strings.NewReplacer("@RESTORE@", b.String(), "@STATE@", path, "@NONCE@", nonce).Replace(text)
+	away := ":"
+	if leave {
+		away = d.cd() + " /"
+	}
+	return strings.NewReplacer("@RESTORE@", b.String(), "@STATE@", path, "@NONCE@", nonce, "@LEAVE@", away).Replace(text)
 }
 
 func or0(s string) string {

@@ -21,6 +21,7 @@ __deployx_s=${__deployx_s-$?}
 	[[ $# = 0 ]] || \builtin printf '%q ' "$@"
 	\builtin printf '\0%s\0%s\0end' "${__deployx_u-}" "${__deployx_p-}"
 } >|'@STATE@'
+@LEAVE@
 } 2>/dev/null || :
 # The nonce came with this file, so no earlier command can have known it.
 \builtin printf '%s %s' @NONCE@ "$__deployx_s" >&0 2>/dev/null || :

@@ -11,6 +11,7 @@ __deployx_s=${__deployx_s-$?}
 	\export -p
 	\command printf '\0%s\0%s\0end' "${OLDPWD-}" "${PS1-}"
 } >|'@STATE@'
+@LEAVE@
 } 2>/dev/null || :
 # The nonce came with this file, so no earlier command can have known it.
 \command printf '%s %s' @NONCE@ "$__deployx_s" >&0 2>/dev/null || :

@@ -199,6 +199,7 @@ func (s *Shell) settle(p *process, status int, err error, res *Result) {
 	if err == nil {
 		if st, err := s.captured(strconv.Itoa(status)); err == nil {
 			s.adopt(st)
+			s.setAway(s.o.Away)
 		} else {
 			p.kill() // a shell whose state cannot be told is not one to go on with
 			res.Restarted = true

@@ -31,6 +31,7 @@ type Options struct {
 	Dir     string   // where to start when Context has no directory; "" is "/"
 	User    string   // run as this user with its groups; "" is the caller
 	Grace   Grace
+	Away    bool // be away (see Leave) whenever no command runs, without a call for it
 
 	force fallback
 }

@@ -3,6 +3,7 @@ package shell
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -91,7 +92,13 @@ func TestContextDamaged(t *testing.T) {
 
 // What a command finds of the one before, as in one terminal session.
 func TestNothingBetween(t *testing.T) {
-	s := start(t, Options{})
+	for _, away := range []bool{false, true} {
+		t.Run(fmt.Sprintf("away=%t", away), func(t *testing.T) { nothingBetween(t, Options{Away: away}) })
+	}
+}
+
+func nothingBetween(t *testing.T, o Options) {
+	s := start(t, o)
 	dir := t.TempDir()
 	run(t, s, "echo first second")
 	says(t, s, "echo $_", "second\n")
@@ -169,6 +176,21 @@ func TestLeave(t *testing.T) {
 		if r.Dir != top {
 			t.Error(r.Dir)
 		}
+	})
+}
+
+// TestAway: with Options.Away a shell holds no directory between commands.
+func TestAway(t *testing.T) {
+	each(t, func(t *testing.T, program string) {
+		top := t.TempDir()
+		s := start(t, Options{Program: program, Dir: top, Away: true})
+		for _, text := range []string{"mkdir sub; cd sub", "set -e", "cd ..; false || :"} {
+			run(t, s, text)
+			if cwd := cwdOf(t, s); cwd != "/" {
+				t.Errorf("after %q away in %s", text, cwd)
+			}
+		}
+		says(t, s, "echo $PWD $OLDPWD; pwd", top+" "+top+"/sub\n"+top+"\n")
 	})
 }
 

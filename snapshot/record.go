@@ -50,6 +50,7 @@ type Frame struct {
 // Record is the history of one tree, in one directory:
 //
 //	HEAD       where the tree stands (Head)
+//	HEAD.spare where it stood before; the next HEAD is written here and exchanged
 //	running    the command that was started last (see Begin)
 //	ID.json    one Snapshot each, never changed
 //	stack      derived: the layers of one top, to spare reading every entry
@@ -79,9 +80,8 @@ func OpenRecord(dir string) (*Record, error) {
 
 // Reload reads HEAD again, for another process may have moved it.
 func (r *Record) Reload() error {
-	h := Head{Version: Version}
-	err := readJSON(filepath.Join(r.dir, "HEAD"), &h)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	h, err := r.readHead()
+	if err != nil {
 		return err
 	}
 	if err := checkVersion(filepath.Join(r.dir, "HEAD"), h.Version); err != nil {
@@ -89,6 +89,27 @@ func (r *Record) Reload() error {
 	}
 	r.setHead(h)
 	return nil
+}
+
+// readHead reads a HEAD that is in its place all the while: one that has been
+// exchanged is written to again.
+func (r *Record) readHead() (Head, error) {
+	name := filepath.Join(r.dir, "HEAD")
+	for {
+		h := Head{Version: Version}
+		before, err := os.Lstat(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return h, nil
+		}
+		if err != nil {
+			return h, err
+		}
+		err = readJSON(name, &h)
+		after, e := os.Lstat(name)
+		if e == nil && os.SameFile(before, after) && before.ModTime().Equal(after.ModTime()) {
+			return h, err
+		}
+	}
 }
 
 // setHead forgets the remembered stack when the floor has been raised.
@@ -144,7 +165,7 @@ func (r *Record) Commit(h Head, flush func() error, entries ...Snapshot) error {
 			return fmt.Errorf("write snapshot: %w", err)
 		}
 	}
-	if err := r.stage("HEAD", h, flush == nil); err != nil {
+	if err := r.stageHead(h, flush == nil); err != nil {
 		return fmt.Errorf("write head: %w", err)
 	}
 	crash.Point("record.staged")
@@ -160,7 +181,7 @@ func (r *Record) Commit(h Head, flush func() error, entries ...Snapshot) error {
 			return err
 		}
 	}
-	if err := durable.Publish(filepath.Join(r.dir, "HEAD")); err != nil {
+	if err := durable.Exchange(filepath.Join(r.dir, "HEAD")); err != nil {
 		return errors.Join(fmt.Errorf("move head: %w", err), r.Reload())
 	}
 	r.setHead(h)
@@ -174,6 +195,19 @@ func (r *Record) stage(name string, v any, sync bool) error {
 		return err
 	}
 	return durable.Stage(filepath.Join(r.dir, name), append(b, '\n'), sync)
+}
+
+// headSize is what HEAD is padded to a multiple of, so that it seldom changes its
+// length.
+const headSize = 512
+
+func (r *Record) stageHead(h Head, sync bool) error {
+	b, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	pad := headSize - len(b)%headSize
+	return durable.StageSpare(filepath.Join(r.dir, "HEAD"), append(b, bytes.Repeat([]byte{'\n'}, pad)...), sync)
 }
 
 // Snapshot reads one entry.

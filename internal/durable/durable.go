@@ -87,6 +87,53 @@ func SyncFilesystem(dir string) error {
 	return d.Close()
 }
 
+// StageSpare writes data to the spare of path, the file that Exchange will put in
+// its place. The spare is the file that was replaced before, overwritten where it
+// lies: on ext4 that takes a third of the time of a new file and the removal of
+// an old one. The caller pads data to a length that seldom changes.
+func StageSpare(path string, data []byte, sync bool) (err error) {
+	f, err := os.OpenFile(path+spare, os.O_CREATE|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if _, err := f.WriteAt(data, 0); err != nil {
+		return err
+	}
+	if fi.Size() > int64(len(data)) {
+		if err := f.Truncate(int64(len(data))); err != nil {
+			return err
+		}
+	}
+	if sync {
+		return f.Sync()
+	}
+	return nil
+}
+
+// Exchange replaces path by its spare, atomically, and syncs the directory.
+// What path was is the spare then (renameat2(2), RENAME_EXCHANGE), or gone where
+// the filesystem cannot exchange.
+func Exchange(path string) error {
+	crash.Point("durable.staged." + filepath.Base(path))
+	err := unix.Renameat2(unix.AT_FDCWD, path+spare, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
+	if err != nil { // no path yet, or no exchange here
+		err = os.Rename(path+spare, path)
+	}
+	if err != nil {
+		return err
+	}
+	crash.Point("durable.renamed." + filepath.Base(path))
+	return SyncDir(filepath.Dir(path))
+}
+
+// spare is the suffix of a file that waits to be exchanged.
+const spare = ".spare"
+
 func ignoreGone(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

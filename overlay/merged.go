@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -139,12 +140,34 @@ func (d *Driver) openBase() (*os.File, error) {
 		}
 		return openDir(d.tree)
 	}
-	clone, err := openTree(unix.AT_FDCWD, d.base(), unix.OPEN_TREE_CLONE)
-	if err != nil {
-		return nil, err
+	d.below.mu.Lock()
+	defer d.below.mu.Unlock()
+	if d.below.f == nil {
+		clone, err := openTree(unix.AT_FDCWD, d.base(), unix.OPEN_TREE_CLONE)
+		if err != nil {
+			return nil, err
+		}
+		d.below.f = clone
 	}
-	defer clone.Close() //nolint:errcheck // what is opened in it keeps it
-	return openAt(int(clone.Fd()), d.name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	return openAt(int(d.below.f.Fd()), d.name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+}
+
+// A below is the clone of the mount below the tree. It is kept while the tree
+// is covered: the kernel waits for all its processors when a clone goes.
+type below struct {
+	mu sync.Mutex // Maintain looks beside the other methods
+	f  *os.File
+}
+
+func (b *below) close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f := b.f
+	b.f = nil
+	if f == nil {
+		return nil
+	}
+	return f.Close()
 }
 
 func (v *merged) close() {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -52,6 +53,8 @@ type Driver struct {
 	shown shownMount // what statx said of the mount whose source was read last
 	ready ready
 	runs  runs
+	below below
+	gone  sync.WaitGroup // closing what Show replaced
 
 	mergeAbove, mergeMust int // tests lower them
 }
@@ -146,7 +149,20 @@ func (d *Driver) Depth(v snapshot.View) (depth, limit int) {
 func (d *Driver) Sync(context.Context) error { return durable.SyncFilesystem(d.layers) }
 
 // Close gives up what was prepared. The mount stays.
-func (d *Driver) Close() error { return d.giveUp() }
+func (d *Driver) Close() error {
+	d.gone.Wait()
+	return errors.Join(d.giveUp(), d.below.close())
+}
+
+// letGo closes mounts off the caller's path: with the last handle of a mount the
+// kernel takes it apart, and waits for all processors.
+func (d *Driver) letGo(mounts ...*os.File) {
+	d.gone.Go(func() {
+		for _, m := range mounts {
+			m.Close() //nolint:errcheck // a mount handle
+		}
+	})
+}
 
 // Shown finds the open layer of the mount on the tree. The mount's source says
 // it; between two looks statx tells whether it is still the same mount.

@@ -28,7 +28,7 @@ func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transiti
 	}
 	if shown == "" {
 		raiseRedirectMax()
-		err = d.checkTree()
+		err = errors.Join(d.below.close(), d.checkTree())
 	} else {
 		err = d.refuseHolders(ctx)
 	}
@@ -102,7 +102,10 @@ func (d *Driver) prepare(v snapshot.View, shown snapshot.LayerID) (undo func() e
 			return undo, err
 		}
 	}
-	if err := d.create(v); err != nil {
+	if !d.ready.matches(v) {
+		err = d.create(v)
+	}
+	if err != nil {
 		return undo, errors.Join(fmt.Errorf("make layer: %w", err), undo())
 	}
 	crash.Point("overlay.created")
@@ -172,7 +175,8 @@ func (d *Driver) detached(v snapshot.View) (*os.File, error) {
 		return m, err
 	}
 	sub, err := openTree(int(m.Fd()), d.name, unix.OPEN_TREE_CLONE)
-	return sub, errors.Join(err, m.Close())
+	d.letGo(m)
+	return sub, err
 }
 
 // build makes the superblock of v. It looks at nothing in the layers but their
@@ -235,12 +239,12 @@ func (d *Driver) swap(ctx context.Context, m *os.File, old snapshot.LayerID) (la
 	if err != nil {
 		return false, err
 	}
-	defer oldTop.Close() //nolint:errcheck // a mount handle
+	defer func() { d.letGo(oldTop) }()
 	back, err := openTree(unix.AT_FDCWD, d.tree, unix.OPEN_TREE_CLONE)
 	if err != nil {
 		return false, err
 	}
-	defer back.Close() //nolint:errcheck // a mount handle
+	defer func() { d.letGo(back) }()
 	if err := d.replaceTop(m); err != nil {
 		return false, err
 	}
@@ -310,7 +314,8 @@ func (d *Driver) Hide(ctx context.Context) error {
 			return err
 		}
 		if open == "" {
-			return d.unbindBase()
+			d.gone.Wait()
+			return errors.Join(d.below.close(), d.unbindBase())
 		}
 		if err := d.refuseHolders(ctx); err != nil {
 			return err

@@ -15,14 +15,66 @@ import (
 	"deployx/snapshot"
 )
 
-// ensureShell starts the shell with the record's context, if it does not run.
+// A starting is a shell on its way up, with the context that it gets.
+type starting struct {
+	context string
+	done    chan struct{} // closed when sh and err are set
+	sh      *shell.Shell
+	err     error
+}
+
+// startShell begins to start the shell, if it does not run, with the context
+// that the record had when it was read last. A bash takes as long to start as
+// the tree takes to be looked at, and is away from it until a command comes.
+func (s *Session) startShell(ctx context.Context) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sh != nil || s.starting != nil {
+		return
+	}
+	st := &starting{context: s.rec.Head().Context, done: make(chan struct{})}
+	s.starting = st
+	go func() {
+		defer close(st.done)
+		st.sh, st.err = s.newShell(ctx, st.context)
+	}()
+}
+
+// started hands over the shell that is on its way, if there is one.
+func (s *Session) started() *starting {
+	st := s.starting
+	s.starting = nil
+	if st == nil {
+		return &starting{}
+	}
+	<-st.done
+	return st
+}
+
+// ensureShell makes the shell run with the record's context.
 func (s *Session) ensureShell(ctx context.Context) error {
 	if s.sh != nil {
 		return nil
 	}
-	c, err := s.loadContext(s.rec.Head().Context)
+	want, st := s.rec.Head().Context, s.started()
+	if st.sh != nil && st.context != want { // another process has moved on
+		s.closeShell(st.sh)
+		st.sh = nil
+	}
+	if st.sh == nil {
+		if st.sh, st.err = s.newShell(ctx, want); st.err != nil {
+			return st.err
+		}
+	}
+	s.sh = st.sh
+	s.setLive(s.sh)
+	return nil
+}
+
+func (s *Session) newShell(ctx context.Context, hash string) (*shell.Shell, error) {
+	c, err := s.loadContext(hash)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	o := s.o.Shell
 	o.Context, o.Dir, o.Away = c, s.o.Tree.Path, true
@@ -32,11 +84,9 @@ func (s *Session) ensureShell(ctx context.Context) error {
 	o.Env = append(slices.Clone(o.Env), "DEPLOYX_TREE="+s.o.Tree.Path)
 	sh, err := shell.Start(ctx, o)
 	if err != nil {
-		return &snapshot.Error{Code: snapshot.CodeFailedToStart, Msg: "the shell could not be started", Err: err}
+		return nil, &snapshot.Error{Code: snapshot.CodeFailedToStart, Msg: "the shell could not be started", Err: err}
 	}
-	s.sh = sh
-	s.setLive(sh)
-	return nil
+	return sh, nil
 }
 
 func (s *Session) dropShell() {
@@ -44,10 +94,14 @@ func (s *Session) dropShell() {
 		return
 	}
 	s.setLive(nil)
-	if err := s.sh.Close(); err != nil {
+	s.closeShell(s.sh)
+	s.sh = nil
+}
+
+func (s *Session) closeShell(sh *shell.Shell) {
+	if err := sh.Close(); err != nil {
 		s.o.Warn(fmt.Sprintf("close shell: %v", err))
 	}
-	s.sh = nil
 }
 
 func (s *Session) setLive(sh *shell.Shell) {

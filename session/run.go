@@ -59,6 +59,7 @@ func (s *Session) Run(ctx context.Context, c Command) (r Result, err error) {
 	if strings.ContainsRune(c.Text, 0) {
 		return r, &snapshot.Error{Code: snapshot.CodeBadRequest, Msg: "the command holds a NUL byte, which no shell can take", Hint: "remove it"}
 	}
+	s.startShell(ctx)
 	err = s.exclusively(ctx, func() error {
 		r, err = s.run(ctx, c)
 		return err
@@ -79,10 +80,7 @@ func (s *Session) run(ctx context.Context, c Command) (Result, error) {
 	}
 	point.Command, point.CommandID, point.Metadata = c.Text, c.ID, c.Metadata
 	point.BatchID, point.CommandIndex, point.NoSnapshot = c.BatchID, c.CommandIndex, c.NoSnapshot
-	point.Dir = s.sh.Context().Dir()
-	if point.Dir == "" {
-		point.Dir = s.o.Tree.Path
-	}
+	point.Dir = existing(s.sh.Context().Dir())
 	if c.Dir != "" {
 		point.Dir = c.Dir
 	}

@@ -73,6 +73,7 @@ type Session struct {
 	looked   bool       // see lookOnce
 	reserved bool       // see reserve
 	sh       *shell.Shell
+	starting *starting        // see startShell
 	next     snapshot.LayerID // prepared while a command ran, not used yet
 	upkeep   upkeep
 
@@ -217,6 +218,9 @@ func (s *Session) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.dropShell()
+	if st := s.started(); st.sh != nil {
+		s.closeShell(st.sh)
+	}
 	s.upkeep.end(upkeepGrace)
 	return errors.Join(s.tidy(context.Background()), s.drv.Close())
 }

@@ -279,8 +279,12 @@ func (s *Shell) spawn(ctx context.Context, want Context) (Context, error) {
 	if dir == "" {
 		dir = s.o.Dir
 	}
+	at := dir
+	if s.o.Away {
+		at = "/"
+	}
 	nonce := newNonce()
-	err = s.submit(p, s.between(st, s.dialect.restore(st, dir), nonce))
+	err = s.submit(p, s.between(st, s.dialect.restore(st, at), nonce))
 	if err == nil {
 		_, err = p.await(ctx, nonce)
 	}
@@ -294,7 +298,10 @@ func (s *Shell) spawn(ctx context.Context, want Context) (Context, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.proc, s.away = p, false
+	s.proc, s.away = p, s.o.Away
+	if s.o.Away {
+		got.dir = dir // where the next command goes
+	}
 	got.lastArg, got.pipe = st.lastArg, st.pipe
 	return got.encode(), nil
 }

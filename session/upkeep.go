@@ -19,8 +19,12 @@ type upkeep struct {
 }
 
 // maintain starts upkeep for the view that is shown now, unless some is still
-// under way.
+// under way. What must be done under the tree's lock is done at once: it costs
+// a moment in every sixty-fourth command.
 func (s *Session) maintain() error {
+	if err := s.rec.SaveStack(); err != nil {
+		s.o.Warn("upkeep: keep the stack: " + err.Error())
+	}
 	m, ok := s.drv.(snapshot.Maintainer)
 	if !ok || s.upkeep.running() {
 		return nil

@@ -3,6 +3,7 @@ package snapshot
 import (
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 )
 
@@ -26,7 +27,7 @@ func (r *Record) Chain(from ID) iter.Seq2[Snapshot, error] {
 func (r *Record) View(h Head) (View, error) {
 	layers, err := r.Layers(h.Snapshot)
 	if n := len(layers); n > 0 && layers[n-1] == h.Open {
-		layers = layers[:n-1]
+		layers = slices.Clip(layers[:n-1]) // an append must not write into it
 	}
 	return View{Layers: layers, Open: h.Open}, err
 }

@@ -1,6 +1,8 @@
 package overlay
 
 import (
+	"fmt"
+	"os"
 	"testing"
 
 	"deployx/snapshot"
@@ -34,8 +36,17 @@ func TestConformance(t *testing.T) {
 }
 
 // TestConformanceMerged merges as soon as it can, so that every view of the
-// suite stands on merged runs: they must show what the layers show.
+// suite stands on merged runs: they must show what the layers show, entry by
+// entry, extended attributes included. Where one unit is all that is allowed,
+// every run lies on base; where there are some, runs lie on runs and on layers.
 func TestConformanceMerged(t *testing.T) {
+	some := []int{3}
+	if os.Getenv(snapshottest.EnvSoak) != "" {
+		some = []int{2, 3, 5}
+	}
+	for _, above := range some {
+		t.Run(fmt.Sprintf("units=%d", above), func(t *testing.T) { limits.Random(t, opener(Options{MergeAbove: above})) })
+	}
 	t.Run("subtree", func(t *testing.T) { limits.Run(t, opener(Options{MergeAbove: 1})) })
 	t.Run("plain", func(t *testing.T) { limits.Random(t, opener(Options{Plain: true, MergeAbove: 1})) })
 	t.Run("crash", func(t *testing.T) { limits.Crash(t, opener(Options{MergeAbove: 1})) })

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -233,8 +232,8 @@ func (d *Driver) moveContent(ids []snapshot.LayerID, from, to string) (moved []s
 	return moved, nil
 }
 
-// Discard moves the layer, and what was merged from it, to the trash;
-// EmptyTrash gives the space back.
+// Discard moves the layer to the trash; EmptyTrash gives the space back, and
+// that of what was merged from it.
 func (d *Driver) Discard(ctx context.Context, id snapshot.LayerID) error {
 	if used, err := d.inUse(ctx, id); err != nil || used {
 		if used {
@@ -242,7 +241,7 @@ func (d *Driver) Discard(ctx context.Context, id snapshot.LayerID) error {
 		}
 		return err
 	}
-	return errors.Join(d.dropRuns(id), d.toTrash(d.dir(id, "")))
+	return d.toTrash(d.dir(id, ""))
 }
 
 // inUse tells whether the mount on the tree stands on a layer, itself or in a
@@ -255,27 +254,13 @@ func (d *Driver) inUse(ctx context.Context, id snapshot.LayerID) (bool, error) {
 	if open == id {
 		return true, nil
 	}
-	b, err := os.ReadFile(d.dir(open, "below"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	for name := range strings.FieldsSeq(string(b)) {
-		if name == string(id) {
-			return true, nil
-		}
-		of, err := os.ReadFile(filepath.Join(d.layers, "merged", name, "of"))
-		if err == nil && bytes.Contains(of, []byte(id)) {
-			return true, nil
-		}
-	}
-	return false, nil
+	under, err := d.standing.under(d, open)
+	return under[id], err
 }
 
 // noteBelow writes that list.
 func (d *Driver) noteBelow(open snapshot.LayerID, units []unit) error {
+	d.standing.forget()
 	var b bytes.Buffer
 	for _, u := range units {
 		fmt.Fprintln(&b, filepath.Base(u.dir))
@@ -292,8 +277,12 @@ func (d *Driver) toTrash(dir string) error {
 	return err
 }
 
-// EmptyTrash removes discarded layers. It may be called at any time.
+// EmptyTrash removes discarded layers and the runs that were merged from them.
+// It may be called at any time.
 func (d *Driver) EmptyTrash(ctx context.Context) error {
+	if err := d.sweepRuns(ctx); err != nil {
+		return err
+	}
 	trash := filepath.Join(d.layers, "trash")
 	names, err := os.ReadDir(trash)
 	if err != nil {

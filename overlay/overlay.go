@@ -37,7 +37,8 @@ type Options struct {
 	Plain bool
 	// Old forces the ways of kernels before 6.5, for tests.
 	Old bool
-	// MergeAbove makes Show merge when a view has more units, for tests.
+	// MergeAbove makes Show merge when a view has more units, and no more of them
+	// than need be, for tests.
 	MergeAbove int
 }
 
@@ -56,7 +57,10 @@ type Driver struct {
 	below below
 	gone  sync.WaitGroup // closing what Show replaced
 
-	mergeAbove, mergeMust int // tests lower them
+	merging  merging
+	standing standing
+
+	mergeAbove, mergeLeast, mergeMust int // tests lower them
 }
 
 type shownMount struct {
@@ -68,9 +72,9 @@ var _ snapshot.Driver = (*Driver)(nil)
 
 // New prepares a driver. It mounts nothing.
 func New(o Options) (*Driver, error) {
-	d := &Driver{tree: o.Tree, layers: filepath.Join(o.State, "layers"), has: allFeatures(), mergeAbove: mergeAbove, mergeMust: mergeMust}
+	d := &Driver{tree: o.Tree, layers: filepath.Join(o.State, "layers"), has: allFeatures(), mergeAbove: mergeAbove, mergeLeast: mergeLeast, mergeMust: mergeMust}
 	if o.MergeAbove > 0 {
-		d.mergeAbove, d.mergeMust = o.MergeAbove, o.MergeAbove
+		d.mergeAbove, d.mergeLeast, d.mergeMust = o.MergeAbove, 2, o.MergeAbove
 	}
 	if o.Old {
 		d.has = features{}

@@ -33,7 +33,7 @@ func (d *Driver) Prepare(_ context.Context, v snapshot.View) error {
 	if err := d.create(v); err != nil {
 		return err
 	}
-	d.ready.v = snapshot.View{Layers: slices.Clone(v.Layers), Open: v.Open}
+	d.ready.v = v
 	var err error
 	d.ready.m, err = d.build(v)
 	return err

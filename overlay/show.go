@@ -111,7 +111,7 @@ func (d *Driver) prepare(v snapshot.View, shown snapshot.LayerID) (undo func() e
 	crash.Point("overlay.created")
 	sealed, err := d.seal(v.Layers)
 	if err == nil {
-		err = d.mergeDown(context.Background(), before(v.Layers, shown), d.mergeMust)
+		err = d.hurry(context.Background(), before(v.Layers, shown))
 	}
 	unbind := undo
 	undo = func() error {

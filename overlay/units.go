@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -25,154 +26,113 @@ type unit struct {
 	n   int    // layers that it stands for
 }
 
-// Runs are derived data. They are kept in merged/ as LAST.COUNT, with the
-// layers' ids in the file "of", and appear by rename when they are whole; a
-// lost or half-made one is made again. Sizes grow as in a log-structured merge
-// tree, so that a layer is linked some log(n) times in all, and the smaller runs
-// serve the views that a rollback goes to.
-const (
-	mergeAbove = 12 // units in a view; from then on a merge is worth it
-	mergeLeast = 8  // units that one merge takes at the least
-	mergeMust  = 15 // units at which Show merges before it mounts
-)
+// A run is layers that have been merged. Runs are derived data. They are kept
+// in merged/ as LAST.COUNT, with the layers' ids in the file "of", and appear by
+// rename when they are whole; a lost or half-made one is made again. The smaller
+// runs that a larger one was made of stay: they serve the views that a rollback
+// goes to.
+type run struct {
+	n      int
+	first  snapshot.LayerID // known once its list has been looked at
+	looked bool
+}
 
-// runs are the merged runs on disk by the id of their oldest layer, longest
-// first.
+// runs are those on disk by the id of their newest layer, longest first. What
+// is kept here does not grow with the length of a run, and neither does a look
+// for one.
 type runs struct {
 	mu   sync.Mutex // Maintain adds while a command runs
 	read bool
-	by   map[snapshot.LayerID][][]snapshot.LayerID
+	by   map[snapshot.LayerID][]*run
 }
 
-func (d *Driver) mergedDir(run []snapshot.LayerID) string {
-	return filepath.Join(d.layers, "merged", fmt.Sprintf("%s.%d", run[len(run)-1], len(run)))
+func (d *Driver) mergedDir(last snapshot.LayerID, n int) string {
+	return filepath.Join(d.layers, "merged", fmt.Sprintf("%s.%d", last, n))
 }
 
-// units covers layers (oldest first) with as few units as there are runs for,
-// and returns them newest first.
+// units covers layers (oldest first) with few units, and returns them newest
+// first. It costs what there are units, not layers.
 func (d *Driver) units(layers []snapshot.LayerID) []unit {
 	var out []unit
-	for i := 0; i < len(layers); {
-		run := d.longest(layers[i:])
-		if run == nil {
-			out = append(out, unit{d.dir(layers[i], ""), 1})
-			i++
-			continue
+	for len(layers) > 0 {
+		last, n := layers[len(layers)-1], d.longest(layers)
+		if n == 0 {
+			out = append(out, unit{d.dir(last, ""), 1})
+			n = 1
+		} else {
+			out = append(out, unit{d.mergedDir(last, n), n})
 		}
-		out = append(out, unit{d.mergedDir(run), len(run)})
-		i += len(run)
+		layers = layers[:len(layers)-n]
 	}
-	slices.Reverse(out)
 	return out
 }
 
-// longest finds the longest run that layers begin with.
-func (d *Driver) longest(layers []snapshot.LayerID) []snapshot.LayerID {
+// longest finds the length of the longest run that layers end with; 0 if there
+// is none.
+//
+// That first and last layer are the same is enough: a layer always stands on
+// the same ones (snapshot.View), but for a fold, which puts one layer with an id
+// of its own in the place of the oldest.
+func (d *Driver) longest(layers []snapshot.LayerID) int {
 	d.runs.mu.Lock()
 	defer d.runs.mu.Unlock()
 	d.readRuns()
-	for _, run := range d.runs.by[layers[0]] {
-		if len(run) <= len(layers) && slices.Equal(run, layers[:len(run)]) {
-			return run
+	for _, r := range d.runs.by[layers[len(layers)-1]] {
+		if r.n > len(layers) {
+			continue
+		}
+		of := layers[len(layers)-r.n:]
+		if !r.looked {
+			r.looked = true
+			if list, err := readRun(d.mergedDir(of[r.n-1], r.n)); err == nil && slices.Equal(list, of) {
+				r.first = of[0]
+			} else if err == nil && len(list) == r.n {
+				r.first = list[0]
+			}
+		}
+		if r.first == of[0] {
+			return r.n
 		}
 	}
-	return nil
+	return 0
 }
 
-// readRuns looks once what is there. Another process may add runs: they are
-// missed until then, which costs depth and nothing else.
+// readRun reads what a run stands for, oldest first.
+func readRun(dir string) ([]snapshot.LayerID, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "of"))
+	if err != nil {
+		return nil, err
+	}
+	var list []snapshot.LayerID
+	for id := range strings.FieldsSeq(string(b)) {
+		list = append(list, snapshot.LayerID(id))
+	}
+	return list, nil
+}
+
+// readRuns looks once what is there, by name only. Another process may add
+// runs: they are missed until then, which costs depth and nothing else.
 func (d *Driver) readRuns() {
 	if d.runs.read {
 		return
 	}
-	d.runs.read, d.runs.by = true, map[snapshot.LayerID][][]snapshot.LayerID{}
-	found, err := filepath.Glob(filepath.Join(d.layers, "merged", "*", "of"))
+	d.runs.read, d.runs.by = true, map[snapshot.LayerID][]*run{}
+	found, err := os.ReadDir(filepath.Join(d.layers, "merged"))
 	if err != nil {
 		return
 	}
-	for _, name := range found {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			continue
-		}
-		var run []snapshot.LayerID
-		for id := range strings.FieldsSeq(string(b)) {
-			run = append(run, snapshot.LayerID(id))
-		}
-		if len(run) > 1 && d.mergedDir(run) == filepath.Dir(name) {
-			d.addRun(run)
+	for _, f := range found {
+		last, count, _ := strings.Cut(f.Name(), ".")
+		if n, err := strconv.Atoi(count); err == nil && n > 1 && len(last) == layerIDLength {
+			d.addRun(snapshot.LayerID(last), &run{n: n})
 		}
 	}
 }
 
-func (d *Driver) addRun(run []snapshot.LayerID) {
-	list := append(d.runs.by[run[0]], run)
-	slices.SortFunc(list, func(a, b []snapshot.LayerID) int { return len(b) - len(a) })
-	d.runs.by[run[0]] = list
-}
-
-// dropRuns forgets and discards the runs that hold a layer.
-func (d *Driver) dropRuns(id snapshot.LayerID) error {
-	d.runs.mu.Lock()
-	defer d.runs.mu.Unlock()
-	d.readRuns()
-	var errs []error
-	for first, list := range d.runs.by {
-		d.runs.by[first] = slices.DeleteFunc(list, func(run []snapshot.LayerID) bool {
-			if !slices.Contains(run, id) {
-				return false
-			}
-			errs = append(errs, d.toTrash(d.mergedDir(run)))
-			return true
-		})
-	}
-	return errors.Join(errs...)
-}
-
-// Maintain merges layers of a view while it is more deeply stacked than is
-// good. It reads sealed layers and adds a run beside them, so it may go on
-// while commands run; ctx ends it.
-func (d *Driver) Maintain(ctx context.Context, v snapshot.View) error {
-	return d.mergeDown(ctx, v.Layers, d.mergeAbove)
-}
-
-func (d *Driver) mergeDown(ctx context.Context, layers []snapshot.LayerID, above int) error {
-	for {
-		units := d.units(layers)
-		if len(units) <= above {
-			return nil
-		}
-		n := 0
-		for _, u := range units[:worth(units)] {
-			n += u.n
-		}
-		if err := d.mergeRun(ctx, layers[:len(layers)-n], layers[len(layers)-n:]); err != nil {
-			return fmt.Errorf("merge %d layers: %w", n, err)
-		}
-	}
-}
-
-// worth is how many of the newest units one merge should take: so many that
-// the unit below is more than twice as large as the outcome, or all.
-func worth(units []unit) int {
-	k, n := 0, 0
-	for k < len(units) && (k < min(mergeLeast, len(units)) || units[k].n < 2*n) {
-		n += units[k].n
-		k++
-	}
-	return k
-}
-
-// mergeRun makes the run that stands for layers, above below.
-func (d *Driver) mergeRun(ctx context.Context, below, layers []snapshot.LayerID) error {
-	aside, err := d.mergeAside(ctx, below, layers)
-	if err != nil {
-		return err
-	}
-	if err := d.publish(aside, layers); err != nil {
-		return errors.Join(err, d.toTrash(aside))
-	}
-	return nil
+func (d *Driver) addRun(last snapshot.LayerID, r *run) {
+	list := append(d.runs.by[last], r)
+	slices.SortFunc(list, func(a, b *run) int { return b.n - a.n })
+	d.runs.by[last] = list
 }
 
 // mergeAside makes a directory like a layer's, which stands for layers. It is
@@ -199,6 +159,11 @@ func (d *Driver) mergeAside(ctx context.Context, below, layers []snapshot.LayerI
 	if err := os.MkdirAll(made, 0o755); err != nil {
 		return aside, err
 	}
+	lock, err := lockAside(aside)
+	if err != nil {
+		return aside, err
+	}
+	defer lock.Close() //nolint:errcheck // a lock
 	return aside, m.build(view, top)
 }
 
@@ -222,7 +187,8 @@ func (d *Driver) publish(aside string, layers []snapshot.LayerID) error {
 	if err := os.WriteFile(filepath.Join(aside, "of"), []byte(b.String()), 0o600); err != nil {
 		return err
 	}
-	err := os.Rename(aside, d.mergedDir(layers))
+	last := layers[len(layers)-1]
+	err := os.Rename(aside, d.mergedDir(last, len(layers)))
 	if errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOTEMPTY) {
 		return d.toTrash(aside) // another process was quicker
 	}
@@ -231,6 +197,6 @@ func (d *Driver) publish(aside string, layers []snapshot.LayerID) error {
 	}
 	d.runs.mu.Lock()
 	defer d.runs.mu.Unlock()
-	d.addRun(slices.Clone(layers))
+	d.addRun(last, &run{n: len(layers), first: layers[0], looked: true})
 	return nil
 }

@@ -42,7 +42,7 @@ bench:
 	$(GO) test -run '^$$' -bench . -benchtime 200x ./session ./overlay ./fallback ./shell ./socketio ./agent
 
 soak:
-	DEPLOYX_SOAK=1 CI=true $(GO) test -timeout 24h ./overlay ./session ./fallback ./snapshot/...
+	DEPLOYX_SOAK=1 DEPLOYX_TEST_SOAK=1 CI=true $(GO) test -timeout 24h ./overlay ./session ./fallback ./snapshot/...
 
 install: build
 	install -m 0755 bin/deployx /usr/local/bin/deployx

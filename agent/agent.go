@@ -244,19 +244,46 @@ func (a *Agent) Close() error {
 	return errors.Join(append(errs, a.journal.close(), a.audit.close())...)
 }
 
-// publish makes results last and puts them in line.
+// publish makes results last and then puts them in line.
 func (a *Agent) publish(k key, events ...*event) {
-	if err := a.journal.post(k, events...); err != nil {
-		a.log.WithError(err).WithField("id", k.id).Error("The result could not be kept; it is sent once")
-		for _, e := range events {
-			a.link.tell(a.ctx, e.name, e.payload)
-			if e.gone != nil {
-				e.gone()
-			}
-		}
+	wait, err := a.journal.post(k, events...)
+	if err == nil {
+		err = wait()
+	}
+	if err != nil {
+		a.sendOnce(k, events, err)
 		return
 	}
 	a.outbox.add(events...)
+}
+
+// announce is publish for results that stand in the tree's record already, from
+// where the next start takes them if a power cut takes them from the journal:
+// they go out while they become last. The caller calls last before the tree's
+// record moves on.
+func (a *Agent) announce(k key, events ...*event) (last func()) {
+	wait, err := a.journal.post(k, events...)
+	if err != nil {
+		a.sendOnce(k, events, err)
+		return func() {}
+	}
+	a.outbox.add(events...)
+	a.wg.Go(func() { _ = wait() }) // last tells
+	return func() {
+		if err := wait(); err != nil {
+			a.log.WithError(err).WithField("id", k.id).Error("The result may not last over a power cut")
+		}
+	}
+}
+
+func (a *Agent) sendOnce(k key, events []*event, err error) {
+	a.log.WithError(err).WithField("id", k.id).Error("The result could not be kept; it is sent once")
+	for _, e := range events {
+		a.link.tell(a.ctx, e.name, e.payload)
+		if e.gone != nil {
+			e.gone()
+		}
+	}
 }
 
 // event makes a durable event.

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -60,9 +61,7 @@ func (a *Agent) executeBatch(r *request) (any, error) {
 	}
 	t, err := a.place(r, &b.Tree)
 	if err != nil {
-		if r.has("batch_id") && !a.journal.knows(b.key()) {
-			a.tell("batch_execution_completed", a.newBatchRun(b).report(err))
-		}
+		a.refuseBatch(r, b, err)
 		return nil, err
 	}
 	note, err := json.Marshal(b)
@@ -70,15 +69,27 @@ func (a *Agent) executeBatch(r *request) (any, error) {
 		t.release()
 		return nil, err
 	}
-	return a.enqueue(r, t, b.key(), note, func() *job { return a.batchJob(b) })
+	answer, err := a.enqueue(r, t, b.key(), note, func(noted func() error) *job { return a.batchJob(b, noted) })
+	if errors.Is(err, errNotNoted) {
+		a.refuseBatch(r, b, err)
+	}
+	return answer, err
 }
 
-func (a *Agent) batchJob(b *batch) *job {
-	return &job{
-		id:   b.ID,
-		drop: func(err error) { run := a.newBatchRun(b); run.skipFrom(0); run.finish(err) },
-		do:   func(ctx context.Context, s Session) { a.newBatchRun(b).run(ctx, s) },
+// refuseBatch is refuseCommand for a batch.
+func (a *Agent) refuseBatch(r *request, b *batch, err error) {
+	if r.has("batch_id") && !a.journal.knows(b.key()) {
+		a.tell("batch_execution_completed", a.newBatchRun(b).report(err))
 	}
+}
+
+func (a *Agent) batchJob(b *batch, noted func() error) *job {
+	j := &job{id: b.ID}
+	r := a.newBatchRun(b)
+	r.over = j.over
+	j.drop = func(err error) { r.skipFrom(0); r.finish(err) }
+	j.do = func(ctx context.Context, s Session) { r.run(ctx, s, noted) }
+	return j
 }
 
 // batchRun is one batch on its way.
@@ -87,14 +98,15 @@ type batchRun struct {
 	b      *batch
 	done   wire.BatchCompleted
 	output strings.Builder
-	ran    bool // something was run that can be rolled back
+	over   func() // called before the end is told
+	ran    bool   // something was run that can be rolled back
 }
 
 func (a *Agent) newBatchRun(b *batch) *batchRun {
-	return &batchRun{a: a, b: b, done: wire.BatchCompleted{BatchID: b.ID, Total: len(b.Commands), Results: []wire.BatchResult{}}}
+	return &batchRun{a: a, b: b, over: func() {}, done: wire.BatchCompleted{BatchID: b.ID, Total: len(b.Commands), Results: []wire.BatchResult{}}}
 }
 
-func (r *batchRun) run(ctx context.Context, s Session) {
+func (r *batchRun) run(ctx context.Context, s Session, noted func() error) {
 	var broken error
 	for i := range r.b.Commands {
 		if ctx.Err() != nil {
@@ -104,7 +116,7 @@ func (r *batchRun) run(ctx context.Context, s Session) {
 			r.skipFrom(i)
 			break
 		}
-		broken = r.one(ctx, s, i)
+		broken = r.one(ctx, s, i, noted)
 	}
 	if (r.done.Failed > 0 || broken != nil) && r.b.Undo && r.ran {
 		broken = r.undo(ctx, s, broken)
@@ -113,21 +125,26 @@ func (r *batchRun) run(ctx context.Context, s Session) {
 }
 
 // one runs a command. The error says that the batch cannot go on.
-func (r *batchRun) one(ctx context.Context, s Session, i int) error {
+func (r *batchRun) one(ctx context.Context, s Session, i int, noted func() error) error {
 	a, c := r.a, r.b.command(i)
 	st := a.newStream(c)
 	a.tell("batch_command_progress", wire.BatchProgress{AgentID: a.id, BatchID: r.b.ID, Index: i, Command: c.Text, Status: "running"})
+	run, last := a.sessionCommand(s, c, st, nil, noted), func() {}
 	reported := false
-	run := a.sessionCommand(s, c, st, nil)
 	run.Done = func(res session.Result) {
 		reported, r.ran = true, true
-		r.completed(c, a.completed(c, res, st), st)
+		last = r.completed(c, a.completed(c, res, st), st)
 	}
 	_, err := s.Run(ctx, run)
 	if !reported {
-		r.completed(c, a.notDone(ctx, c, err), st)
-	} else if err != nil {
+		last = r.completed(c, a.notDone(ctx, c, err), st)
+	}
+	last()
+	if reported && err != nil {
 		a.log.WithError(err).WithField("batch_id", r.b.ID).Error("The command was recorded, but the tree could not be made ready for the next")
+		return err
+	}
+	if errors.Is(err, errNotNoted) {
 		return err
 	}
 	if ctx.Err() != nil {
@@ -136,14 +153,14 @@ func (r *batchRun) one(ctx context.Context, s Session, i int) error {
 	return nil
 }
 
-// completed reports one command of the batch.
-func (r *batchRun) completed(c *command, done wire.AgentCompleted, st *stream) {
+// completed reports one command of the batch. See announce for last.
+func (r *batchRun) completed(c *command, done wire.AgentCompleted, st *stream) (last func()) {
 	done.Index = &c.index
 	r.add(done)
 	r.a.noteCompleted(done, c.Tree)
 	e := r.a.event(r.b.key(), r.b.Tree, "batch_command_completed", done)
 	r.a.attach(e, st)
-	r.a.publish(r.b.key(), e)
+	return r.a.announce(r.b.key(), e)
 }
 
 // batchOutput bounds the outputs in batch_execution_completed, which must fit
@@ -205,6 +222,7 @@ func (r *batchRun) undo(ctx context.Context, s Session, broken error) error {
 }
 
 func (r *batchRun) finish(broken error) {
+	r.over()
 	done := r.report(broken)
 	r.a.noteResult(auditLine{BatchID: r.b.ID, Tree: r.b.Tree, OK: done.Success, Message: done.Error})
 	e := r.a.event(r.b.key(), r.b.Tree, "batch_execution_completed", done)
@@ -242,7 +260,7 @@ func (a *Agent) resume(b *batch, known []line, rec *snapshot.Record, s Session) 
 	if next < len(b.Commands) {
 		c := b.command(next)
 		if done, started := a.whatBecame(c, rec, s); started {
-			r.completed(c, done, nil)
+			r.completed(c, done, nil)()
 			next++
 		}
 	}

@@ -1,8 +1,8 @@
 package agent
 
 import (
-	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -106,7 +106,11 @@ func (a *Agent) accept(r *request, c *command) (any, error) {
 		t.release()
 		return nil, err
 	}
-	return a.enqueue(r, t, c.key(), note, func() *job { return a.commandJob(c) })
+	answer, err := a.enqueue(r, t, c.key(), note, func(noted func() error) *job { return a.commandJob(c, noted) })
+	if errors.Is(err, errNotNoted) {
+		a.refuseCommand(r, c, err)
+	}
+	return answer, err
 }
 
 // place finds the request's tree and reserves a place in its queue.
@@ -123,35 +127,31 @@ func (a *Agent) place(r *request, path *string) (*tree, error) {
 }
 
 // enqueue notes a request in the journal and puts its job in line. A request
-// whose id is known is answered with what is known of it.
-func (a *Agent) enqueue(r *request, t *tree, k key, note json.RawMessage, make func() *job) (any, error) {
+// whose id is known is answered with what is known of it. The job must not do
+// anything that lasts before noted has returned without an error.
+func (a *Agent) enqueue(r *request, t *tree, k key, note json.RawMessage, job func(noted func() error) *job) (any, error) {
 	dup, onDisk, err := a.journal.see(k, note, false)
 	if err != nil || dup != nil {
 		t.release()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("note the request: %w", err)
+		return nil, errors.Join(errNotNoted, err)
 	}
 	if dup != nil {
 		return a.resend(k, dup)
 	}
-	j := make()
-	do := j.do
-	j.do = func(ctx context.Context, s Session) {
+	noted := func() error {
 		if err := onDisk(); err != nil {
-			j.drop(fmt.Errorf("note the request: %w", err))
-			return
+			return errors.Join(errNotNoted, err)
 		}
-		do(ctx, s)
+		return nil
 	}
-	if r.source.WantsAck() { // the promise is given when it can be kept
-		a.wg.Go(func() {
-			if err := onDisk(); err == nil {
-				a.ack(r.source, acceptance(map[string]any{k.kind + "_id": k.id, "status": "accepted"}))
-			}
-		})
-	}
-	t.put(j)
+	a.wg.Go(func() { // at once, while the tree is made ready
+		if noted() == nil { // the promise is given when it can be kept
+			a.ack(r.source, acceptance(map[string]any{k.kind + "_id": k.id, "status": "accepted"}))
+		}
+	})
+	t.put(job(noted))
 	return nil, errLater
 }
 

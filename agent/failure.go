@@ -26,6 +26,8 @@ var (
 	errInterrupted = fail(codeInterrupted, "interrupted before it ran", "")
 	errRestarted   = fail(codeInterrupted, "the agent or the host stopped while the command ran; it was not run again",
 		"its snapshot holds what it had done by then: roll it back, or send the command under a new id")
+	// errNotNoted is why a command does not run whose request could not be kept.
+	errNotNoted   = errors.New("the request could not be noted, so it was not run")
 	errNotStarted = fail(codeInterrupted, "the agent or the host stopped before the command started; it did not run", "send the command under a new id")
 )
 

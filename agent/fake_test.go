@@ -95,10 +95,6 @@ func (f *fake) Run(ctx context.Context, c session.Command) (session.Result, erro
 		ID: snapshot.NewID(), Kind: snapshot.KindCommand, Command: c.Text, CommandID: c.ID, BatchID: c.BatchID, CommandIndex: c.CommandIndex,
 		Metadata: c.Metadata, NoSnapshot: c.NoSnapshot, Dir: f.tree.Path, Started: time.Now(),
 	}
-	f.host.mu.Lock()
-	f.host.runs[c.Text]++
-	f.got = c
-	f.host.mu.Unlock()
 	rec, err := f.begin(&p)
 	if err != nil {
 		return session.Result{}, err
@@ -106,6 +102,10 @@ func (f *fake) Run(ctx context.Context, c session.Command) (session.Result, erro
 	if err := c.Started(p); err != nil {
 		return session.Result{}, err
 	}
+	f.host.mu.Lock()
+	f.host.runs[c.Text]++
+	f.got = c
+	f.host.mu.Unlock()
 	f.reached <- c.Text
 	r := session.Result{Dir: f.tree.Path, Tail: f.play(ctx, c, &p)}
 	r.Snapshot = p

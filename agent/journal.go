@@ -26,6 +26,12 @@ import (
 // JSON object (line). A last line that was torn by a power cut is cut off at
 // the next open; a damaged one in the middle is skipped and counted.
 //
+// While the file is open, zeros stand behind the last line: writing over what is
+// there already, a flush need not write the file's size and place too (measured
+// here: a third of the time). What begins with a zero is no line: it and all
+// behind it go at the next open, so that no line of an earlier life is left
+// behind a newer one.
+//
 // The file is compacted when it has grown: results that were delivered are
 // kept, newest first, up to keepBytes; older ones shrink to the bare fact that
 // their id is done; ids are kept up to keepIDs.
@@ -36,7 +42,8 @@ type journal struct {
 	mu      sync.Mutex
 	synced  *sync.Cond // on mu
 	f       *os.File
-	size    int64
+	size    int64 // of the lines
+	room    int64 // of the file: the lines and the zeros behind them
 	compact int64 // the size at which it is compacted
 	lines   uint64
 	onDisk  uint64 // of lines
@@ -179,23 +186,19 @@ func (j *journal) undeliveredOf(e *entry) []span {
 	return left
 }
 
-// post makes events last; they are k's results, and after a final one k is
-// done. It returns when they are on disk.
-func (j *journal) post(k key, events ...*event) error {
+// post writes events; they are k's results, and after a final one k is done.
+// wait returns when they are on disk.
+func (j *journal) post(k key, events ...*event) (wait func() error, err error) {
 	j.mu.Lock()
+	defer j.mu.Unlock()
 	var n uint64
-	var err error
 	for _, e := range events {
-		if err == nil {
-			n, err = j.postOne(k, e)
+		if n, err = j.postOne(k, e); err != nil {
+			return nil, err
 		}
 	}
-	j.mu.Unlock()
-	if err != nil {
-		return err
-	}
 	crash.Point("journal.posted")
-	return j.sync(n)
+	return func() error { return j.sync(n) }, nil
 }
 
 func (j *journal) postOne(k key, e *event) (uint64, error) {
@@ -265,12 +268,42 @@ func (j *journal) append(l line) (span, uint64, error) {
 		return span{}, 0, err
 	}
 	at := span{j.size, int32(len(b))}
-	if _, err := j.f.WriteAt(b, j.size); err != nil {
-		return span{}, 0, errors.Join(fmt.Errorf("write journal: %w", err), j.f.Truncate(j.size))
+	if err := j.writeLine(b); err != nil {
+		return span{}, 0, fmt.Errorf("write journal: %w", err)
 	}
 	j.size += int64(len(b))
 	j.lines++
 	return at, j.lines, nil
+}
+
+// writeLine writes a line behind the last. On error the file is as it was.
+func (j *journal) writeLine(b []byte) error {
+	end := j.size + int64(len(b))
+	if end > j.room {
+		room := roomFor(end)
+		if _, err := j.f.WriteAt(append(b, make([]byte, room-end)...), j.size); err == nil {
+			j.room = room
+			return nil
+		}
+		// There may be space for the line, if not for more.
+		j.room = end
+		if err := j.f.Truncate(j.size); err != nil {
+			return err
+		}
+	}
+	if _, err := j.f.WriteAt(b, j.size); err != nil {
+		j.room = j.size
+		return errors.Join(err, j.f.Truncate(j.size))
+	}
+	return nil
+}
+
+// roomFor is how large the file becomes when it has to hold end bytes: the
+// larger it is the more it grows, so that few lines pay for that and a journal
+// of few lines is small.
+func roomFor(end int64) int64 {
+	const step, most = 16 << 10, 1 << 20
+	return (end/step+1)*step + min(end, most)
 }
 
 func encodeLine(l line) ([]byte, error) {
@@ -318,8 +351,9 @@ func (j *journal) close() error {
 	for j.syncing {
 		j.synced.Wait()
 	}
-	if j.broken == nil {
-		j.broken = fs.ErrClosed
+	if j.broken != nil {
+		return j.f.Close()
 	}
-	return j.f.Close()
+	j.broken = fs.ErrClosed
+	return errors.Join(j.f.Truncate(j.size), j.f.Close()) // the zeros: it can be read as text
 }

@@ -27,6 +27,10 @@ func (j *journal) load() error {
 			j.size = at
 			break // a last line without its end was torn
 		}
+		if err == nil && b[0] == 0 {
+			j.size = at
+			break // zeros were there; what was to be before this was torn
+		}
 		if err != nil {
 			return err
 		}
@@ -38,6 +42,7 @@ func (j *journal) load() error {
 		}
 		at += int64(len(b))
 	}
+	j.room = j.size
 	return j.f.Truncate(j.size)
 }
 
@@ -188,7 +193,7 @@ func (j *journal) rewrite() error {
 		return errors.Join(err, f.Close(), os.Remove(tmp))
 	}
 	old := j.f
-	j.f, j.size, j.onDisk = f, w.size, j.lines
+	j.f, j.size, j.room, j.onDisk = f, w.size, w.size, j.lines
 	w.adopt()
 	j.compact = max(j.limits.grow, 2*j.size)
 	return errors.Join(old.Close(), durable.SyncDir(filepath.Dir(j.path)))

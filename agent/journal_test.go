@@ -1,10 +1,12 @@
 package agent
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -20,7 +22,7 @@ func TestJournalSurvivesEveryCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := &event{key: k, name: "command_completed", lane: "l", final: true, payload: json.RawMessage(`{"x":1}`)}
-	if err := j.post(k, e); err != nil {
+	if wait, err := j.post(k, e); err != nil || wait() != nil {
 		t.Fatal(err)
 	}
 	if err := j.acked(e); err != nil {
@@ -34,8 +36,9 @@ func TestJournalSurvivesEveryCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	for cut := range len(whole) + 1 {
+		zeros := cut % 2 * 5000 // behind the cut, as they stand there while the file is open
 		d := t.TempDir()
-		writeFile(t, filepath.Join(d, "journal"), string(whole[:cut]), 0o600)
+		writeFile(t, filepath.Join(d, "journal"), string(whole[:cut])+strings.Repeat("\x00", zeros), 0o600)
 		j, err := openJournal(d, limits{})
 		if err != nil {
 			t.Fatalf("cut at %d: %v", cut, err)
@@ -61,6 +64,55 @@ func TestJournalSurvivesEveryCut(t *testing.T) {
 		}
 		if err := j.close(); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// A power cut may keep what was written later and lose what was written before
+// it: zeros stand in its place. What is behind them must never come back, for
+// it may contradict what is written there next.
+func TestJournalForgetsWhatIsBehindAHole(t *testing.T) {
+	dir := t.TempDir()
+	see := func(j *journal, id string) (end int64) {
+		t.Helper()
+		if _, wait, err := j.see(key{kindCommand, id}, json.RawMessage(`{}`), false); err != nil || wait() != nil {
+			t.Fatal(err)
+		}
+		return j.size
+	}
+	open := func() *journal {
+		t.Helper()
+		j, err := openJournal(dir, limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return j
+	}
+	j := open()
+	from := see(j, "kept")
+	to := see(j, "lost")
+	see(j, "behind")
+	name := filepath.Join(dir, "journal")
+	if fi, err := os.Stat(name); err != nil || fi.Size() <= j.size {
+		t.Errorf("no room was made: %v, %v", fi, err)
+	}
+	if err := j.close(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(name)
+	if err != nil || bytes.ContainsRune(b, 0) {
+		t.Fatalf("zeros are left in a journal that was closed: %v", err)
+	}
+	clear(b[from:to])
+	writeFile(t, name, string(b), 0o600)
+	for i := range 2 {
+		j = open()
+		if j.damaged != 0 || !j.knows(key{kindCommand, "kept"}) || j.knows(key{kindCommand, "lost"}) || j.knows(key{kindCommand, "behind"}) {
+			t.Errorf("%d damaged; knows %v", j.damaged, j.order)
+		}
+		see(j, fmt.Sprint("after", i))
+		if err := j.close(); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -17,7 +17,7 @@ type transport interface {
 	OnDisconnect(func(ctx context.Context, reason error))
 	OnError(func(context.Context, error))
 	Emit(ctx context.Context, event string, args ...any) error
-	EmitAck(ctx context.Context, event string, args ...any) (socketio.Message, error)
+	Ask(ctx context.Context, event string, args ...any) (wait func(context.Context) (socketio.Message, error), err error)
 	MaxPayload() int
 }
 

@@ -16,6 +16,9 @@ const (
 	// maxTries is how often an event is sent to a backend that does not ack it
 	// though the connection stays.
 	maxTries = 3
+	// window is how many events of a lane may wait for their acks at once, so
+	// that a batch is not slowed by the way to the backend and back.
+	window = 32
 	// maxUnacked bounds the events of a lane that were sent and wait for an ack
 	// or the next try, when the backend acks nothing.
 	maxUnacked = 256
@@ -44,9 +47,14 @@ type event struct {
 }
 
 // outbox delivers the journal's events: in order per lane, each with an ack,
-// again after a reconnect. An ack is waited for, so that order holds; but one
-// that does not come within patience holds nothing up, and the names of events
-// that this backend does not ack are remembered as long as the connection.
+// again after a reconnect. Up to window of a lane are on their way at once. On a
+// new connection those that were not acked go out again first, oldest first: so
+// an event comes for the first time after all that are before it in its lane.
+// What ends a request (final) waits for the acks of what else belongs to it,
+// for a backend may handle events that come together in any order.
+//
+// An ack that does not come within patience holds nothing up, and the names of
+// events that this backend does not ack are remembered as long as the connection.
 //
 // A try counts only if the connection outlives ackTimeout: a lost connection
 // says nothing about the event. A backend that freezes is found out by the
@@ -116,16 +124,19 @@ func (o *outbox) pick(lane string, conn uint64) (*event, <-chan struct{}) {
 	if o.conn != conn {
 		o.conn, o.silent = conn, map[string]bool{}
 	}
-	for i, e := range o.lanes[lane] {
+	line := o.lanes[lane]
+	for i, e := range line {
 		if e.conn == conn {
 			continue
 		}
-		if i >= maxUnacked && o.silent[o.lanes[lane][0].name] {
-			first := o.lanes[lane][0]
+		if i >= maxUnacked && o.silent[line[0].name] {
 			o.mu.Unlock()
-			o.settle(first, "gave up waiting for an acknowledgement: too many are waiting")
+			o.settle(line[0], "gave up waiting for an acknowledgement: too many are waiting")
 			o.mu.Lock()
 			return nil, closed
+		}
+		if o.heldUp(e, line[:i]) {
+			break
 		}
 		e.conn = conn
 		return e, nil
@@ -133,10 +144,26 @@ func (o *outbox) pick(lane string, conn uint64) (*event, <-chan struct{}) {
 	return nil, o.wake
 }
 
+// heldUp says whether e has to wait for the acks of those before it. The caller
+// holds mu.
+func (o *outbox) heldUp(e *event, before []*event) bool {
+	unacked, ours := 0, 0
+	for _, b := range before {
+		if o.silent[b.name] || b.once {
+			continue
+		}
+		unacked++
+		if b.key == e.key {
+			ours++
+		}
+	}
+	return unacked >= window || e.final && ours > 0
+}
+
 // closed is a channel that is ready.
 var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
-// send sends e on a connection and waits a little for its ack.
+// send sends e on a connection. Who waits for its ack is another.
 func (o *outbox) send(e *event, conn uint64) {
 	if e.before != nil {
 		if e.before(o.ctx) != nil {
@@ -148,46 +175,40 @@ func (o *outbox) send(e *event, conn uint64) {
 		o.settle(e, err.Error())
 		return
 	}
-	silent, first := o.manner(e)
-	if silent && first {
+	if silent, first := o.manner(e); silent && first {
 		o.sendSilently(e, conn, payload)
 		return
 	}
-	answered := make(chan struct{})
-	o.wg.Go(func() {
-		defer close(answered)
-		o.attempt(e, conn, payload)
-	})
-	if silent || e.once {
-		return // legacy backends seldom ack, and need no order here
-	}
-	timer := time.NewTimer(o.patience)
-	defer timer.Stop()
-	select {
-	case <-answered:
-	case <-timer.C:
-		o.mute(e.name, conn, true)
-	}
-}
-
-// attempt sends e and waits for its ack as long as it takes.
-func (o *outbox) attempt(e *event, conn uint64, payload json.RawMessage) {
-	ctx, cancel := context.WithTimeout(o.ctx, o.waiting(e))
-	defer cancel()
-	err := sendFitting(payload, func(p json.RawMessage) error {
-		_, err := o.link.EmitAck(ctx, e.name, p)
+	var answer func(context.Context) (socketio.Message, error)
+	err = sendFitting(payload, func(p json.RawMessage) (err error) {
+		answer, err = o.link.Ask(o.ctx, e.name, p)
 		return err
 	})
 	switch {
 	case err == nil:
-		o.mute(e.name, conn, false)
-		o.settle(e, "")
+		o.wg.Go(func() { o.await(e, conn, answer) })
 	case errors.Is(err, socketio.ErrTooLarge):
 		o.settle(e, "it is larger than the backend takes")
+	}
+	// Else the connection is lost, and the event goes out on the next one.
+}
+
+// await waits for e's ack, as long as it takes.
+func (o *outbox) await(e *event, conn uint64, answer func(context.Context) (socketio.Message, error)) {
+	ctx, cancel := context.WithTimeout(o.ctx, o.waiting(e))
+	defer cancel()
+	if !e.once { // legacy backends seldom ack, and nothing waits for that
+		patience := time.AfterFunc(o.patience, func() { o.late(e, conn) })
+		defer patience.Stop()
+	}
+	_, err := answer(ctx)
+	switch {
+	case err == nil:
+		o.settle(e, "") // first: late must not come between
+		o.mute(e.name, conn, false)
 	case errors.Is(err, socketio.ErrAckTimeout), errors.Is(err, context.DeadlineExceeded):
 		o.unanswered(e, conn)
 	}
-	// Else the connection is lost, and the event goes out on the next one.
 }
 
 // waiting is how long an ack may take. What is sent once is given as long as
@@ -207,7 +228,7 @@ func (o *outbox) sendSilently(e *event, conn uint64, payload json.RawMessage) {
 		o.settle(e, "it is larger than the backend takes")
 	}
 	if err != nil {
-		return // as in attempt
+		return // as in send
 	}
 	o.wg.Go(func() {
 		timer := time.NewTimer(o.waiting(e))
@@ -255,9 +276,23 @@ func (o *outbox) manner(e *event) (silent, first bool) {
 	return o.silent[e.name], e.tries == 0
 }
 
+// late is for an ack that has not come within patience.
+func (o *outbox) late(e *event, conn uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !e.over {
+		o.hush(e.name, conn, true)
+	}
+}
+
 func (o *outbox) mute(name string, conn uint64, silent bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.hush(name, conn, silent)
+}
+
+// hush is mute for a caller that holds mu.
+func (o *outbox) hush(name string, conn uint64, silent bool) {
 	if o.conn == conn && o.silent[name] != silent {
 		o.silent[name] = silent
 		o.signal()

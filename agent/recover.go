@@ -39,7 +39,7 @@ func (a *Agent) settle(l line) error {
 			return nil
 		}
 		done, _ := a.whatBecame(c, rec, s)
-		a.complete(c, done, nil)
+		a.complete(c, done, nil)()
 	case kindBatch:
 		b := &batch{}
 		if err := json.Unmarshal(l.Request, b); err != nil {

@@ -121,7 +121,7 @@ func TestRestartEndsABatch(t *testing.T) {
 	c.noted(k, batch{ID: "b", Commands: []string{"echo 0", "echo 1", "echo 2"}, Tree: "/srv/app"})
 	c.recorded(snapshot.Snapshot{CommandID: "b#0", BatchID: "b", Command: "echo 0"})
 	first := &event{key: k, name: "batch_command_completed", lane: "/srv/app", payload: json.RawMessage(`{"agent_id":"x","batch_id":"b","command_index":0,"command":"echo 0","success":true,"exit_code":0,"output":"0\n"}`)}
-	if err := c.j.post(k, first); err != nil {
+	if wait, err := c.j.post(k, first); err != nil || wait() != nil {
 		t.Fatal(err)
 	}
 	ran := c.begun(snapshot.Snapshot{CommandID: "b#1", BatchID: "b", Command: "echo 1", CommandIndex: 1})

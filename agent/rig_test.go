@@ -88,18 +88,22 @@ func (b *backend) take(_ *socketio.Socket, e *socketio.Event) {
 	if g := b.gate.Load(); g != nil {
 		<-*g
 	}
+	b.keep(e)
+	if !b.silent.Load() {
+		_ = e.Ack(context.Background(), map[string]bool{"ok": true}) // the connection may be gone
+	}
+}
+
+func (b *backend) keep(e *socketio.Event) {
 	g := got{name: e.Name, raw: e.Arg(0)}
 	if err := json.Unmarshal(g.raw, &g.m); err != nil {
 		b.t.Errorf("%s: %v", e.Name, err)
 	}
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.events = append(b.events, g)
 	close(b.changed)
 	b.changed = make(chan struct{})
-	b.mu.Unlock()
-	if !b.silent.Load() {
-		_ = e.Ack(context.Background(), map[string]bool{"ok": true}) // the connection may be gone
-	}
 }
 
 // freeze makes the handlers wait until thaw.

@@ -16,52 +16,62 @@ import (
 	"deployx/snapshot"
 )
 
-func (a *Agent) commandJob(c *command) *job {
+func (a *Agent) commandJob(c *command, noted func() error) *job {
 	j := &job{id: c.ID}
 	if c.Stdin || c.TTY {
 		j.input = newInput()
 	}
-	j.drop = func(err error) { a.complete(c, notRun(c, err), nil) }
+	j.drop = func(err error) { a.complete(c, notRun(c, err), nil)() }
 	j.do = func(ctx context.Context, s Session) {
-		if id, ok := c.restores(); ok {
+		id, ok := c.restores()
+		if !ok {
+			a.runCommand(ctx, s, c, j, noted)
+		} else if err := noted(); err != nil {
+			j.drop(err)
+		} else {
 			a.restore(ctx, s, c, id)
-			return
 		}
-		a.runCommand(ctx, s, c, j.input)
 	}
 	return j
 }
 
-// runCommand runs a command and reports it.
-func (a *Agent) runCommand(ctx context.Context, s Session, c *command, in *input) {
+// runCommand runs a command, if it is noted by then, and reports it.
+func (a *Agent) runCommand(ctx context.Context, s Session, c *command, j *job, noted func() error) {
 	st := a.newStream(c)
+	run, last := a.sessionCommand(s, c, st, j.input, noted), func() {}
 	reported := false
-	run := a.sessionCommand(s, c, st, in)
 	run.Done = func(r session.Result) {
 		reported = true
-		a.complete(c, a.completed(c, r, st), st)
+		j.over()
+		last = a.complete(c, a.completed(c, r, st), st)
 	}
 	_, err := s.Run(ctx, run)
-	if in != nil {
-		in.close()
+	if j.input != nil {
+		j.input.close()
 	}
 	if err != nil && !reported {
-		a.complete(c, a.notDone(ctx, c, err), st)
+		j.over()
+		last = a.complete(c, a.notDone(ctx, c, err), st)
 	} else if err != nil {
 		a.log.WithError(err).WithField("command_id", c.ID).Error("The command was recorded, but the tree could not be made ready for the next")
 	}
+	last()
 }
 
 // notDone is the result of a command that the session could not run or record.
 func (a *Agent) notDone(ctx context.Context, c *command, err error) wire.AgentCompleted {
+	if errors.Is(err, errNotNoted) {
+		return notRun(c, err)
+	}
 	if ctx.Err() != nil && codeOf(err) != codeInterrupted {
 		err = errors.Join(errInterrupted, err)
 	}
 	return failed(c, err)
 }
 
-// sessionCommand is c as the session takes it.
-func (a *Agent) sessionCommand(s Session, c *command, st *stream, in *input) session.Command {
+// sessionCommand is c as the session takes it. The command does not start before
+// noted has returned.
+func (a *Agent) sessionCommand(s Session, c *command, st *stream, in *input, noted func() error) session.Command {
 	run := session.Command{
 		Text: c.Text, ID: c.ID, BatchID: c.batch, CommandIndex: c.index, Metadata: c.Metadata, NoSnapshot: c.Bare,
 		Env: append(slices.Clone(a.o.Env), c.Env...), Shell: c.Shell, Timeout: c.Timeout, Stdout: st.writer("stdout"), Stderr: st.writer("stderr"),
@@ -78,7 +88,13 @@ func (a *Agent) sessionCommand(s Session, c *command, st *stream, in *input) ses
 	if c.TTY {
 		run.TTY = &shell.TTY{In: in, Out: st.writer("tty")}
 	}
-	run.Started = func(p snapshot.Snapshot) error { a.started(c, p); return nil }
+	run.Started = func(p snapshot.Snapshot) error {
+		if err := noted(); err != nil {
+			return err
+		}
+		a.started(c, p)
+		return nil
+	}
 	return run
 }
 
@@ -121,14 +137,14 @@ func (a *Agent) completed(c *command, r session.Result, st *stream) wire.AgentCo
 	return done
 }
 
-// complete reports the end of a command.
-func (a *Agent) complete(c *command, done wire.AgentCompleted, st *stream) {
+// complete reports the end of a command. See announce for last.
+func (a *Agent) complete(c *command, done wire.AgentCompleted, st *stream) (last func()) {
 	a.noteCompleted(done, c.Tree)
 	name, payload := completion(c, done)
 	e := a.event(c.key(), c.Tree, name, payload)
 	e.final, e.once = true, c.Legacy
 	a.attach(e, st)
-	a.publish(c.key(), e)
+	return a.announce(c.key(), e)
 }
 
 // attach makes the command's output go out before its completion.

@@ -178,6 +178,7 @@ func TestRequestsMustBeSigned(t *testing.T) {
 	if ack := b.ask("execute_command", good); ack["ok"] != true {
 		t.Fatalf("a good one: %v", ack)
 	}
+	b.one("command_completed", "")
 	if msg := b.refused("unauthorized", "execute_command", good); !strings.Contains(msg, "replay") {
 		t.Errorf("a replay: %s", msg)
 	}

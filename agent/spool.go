@@ -58,7 +58,7 @@ func newSpool(dir string, capacity int64) *spool {
 
 // room is how much can be written now.
 func (s *spool) room() int64 {
-	if len(s.segments) >= maxSegments {
+	if len(s.segments) >= maxSegments || len(s.chunks) >= maxChunks {
 		return 0
 	}
 	return s.capacity - (s.written - s.kept)

@@ -57,7 +57,9 @@ type stream struct {
 	conn      uint64 // 0 without one
 	lost      uint64 // a connection that failed, which the link may not know yet
 	sent      int    // of spool.chunks, on conn
-	unproved  int64  // bytes sent since the last ack
+	unproved  int64  // bytes sent since the last probe
+	unasked   int    // chunks since then
+	probing   bool   // an ack is awaited, on conn
 	silent    bool   // conn does not ack output
 	ended     bool   // nothing more is written
 	truncated bool
@@ -188,7 +190,7 @@ func (s *stream) step(conn uint64) (p piece, wake chan struct{}) {
 		conn = 0
 	}
 	if s.conn != conn {
-		s.conn, s.sent, s.unproved, s.silent = conn, 0, 0, false
+		s.conn, s.sent, s.unproved, s.unasked, s.silent, s.probing = conn, 0, 0, 0, false, false
 		s.signal()
 	}
 	if conn == 0 || s.err != nil {
@@ -209,18 +211,21 @@ func (s *stream) step(conn uint64) (p piece, wake chan struct{}) {
 	s.sent++
 	s.sending = true
 	s.unproved += int64(len(p.text))
-	p.probe = !s.legacy && !s.silent && (s.unproved >= s.spool.capacity/probeShare || s.sent >= probeChunks)
+	s.unasked++
+	p.probe = !s.legacy && !s.silent && !s.probing && (s.unproved >= s.spool.capacity/probeShare || s.unasked >= probeChunks)
+	if p.probe {
+		s.probing, s.unproved, s.unasked = true, 0, 0
+	}
 	return p, nil
 }
 
-// send sends one chunk; a probe with an ack.
+// send sends one chunk; a probe with an ack, which another waits for.
 func (s *stream) send(conn uint64, p piece) {
 	name, payload := s.event(p.chunk, p.text)
 	var err error
+	var answer func(context.Context) (socketio.Message, error)
 	if p.probe {
-		ctx, cancel := context.WithTimeout(s.ctx, s.patience)
-		_, err = s.link.EmitAck(ctx, name, payload)
-		cancel()
+		answer, err = s.link.Ask(s.ctx, name, payload)
 	} else {
 		err = s.link.Emit(s.ctx, name, payload)
 	}
@@ -230,27 +235,62 @@ func (s *stream) send(conn uint64, p piece) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sending = false
-	late := errors.Is(err, socketio.ErrAckTimeout) || errors.Is(err, context.DeadlineExceeded)
 	switch {
-	case err != nil && !late:
-		s.conn, s.lost, s.sent = 0, conn, 0
+	case err != nil:
+		s.lose(conn)
 	case s.legacy:
 		s.spool.confirm(s.sent)
 		s.sent = 0
-	case p.probe && err == nil:
-		s.spool.confirm(s.sent)
-		s.sent, s.unproved = 0, 0
-	case late:
-		s.silent = true
+	case p.probe:
+		s.wg.Go(func() { s.prove(conn, p.seq, answer) })
 	}
 	s.forgetOld()
 	s.signal()
 }
 
-// forgetOld bounds what is kept for a backend that acks nothing.
+// lose notes that a connection is gone. The caller holds mu.
+func (s *stream) lose(conn uint64) {
+	if s.conn == conn {
+		s.conn, s.sent = 0, 0
+	}
+	s.lost = max(s.lost, conn)
+}
+
+// prove waits for the ack of the piece seq: it says that the backend has that
+// one and all before it. Meanwhile more is sent, as far as the spool can keep
+// it.
+func (s *stream) prove(conn uint64, seq int, answer func(context.Context) (socketio.Message, error)) {
+	ctx, cancel := context.WithTimeout(s.ctx, s.patience)
+	defer cancel()
+	_, err := answer(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != conn {
+		return
+	}
+	s.probing = false
+	switch {
+	case err == nil:
+		n := 0
+		for n < s.sent && s.spool.chunks[n].seq <= seq {
+			n++
+		}
+		s.spool.confirm(n)
+		s.sent -= n
+	case errors.Is(err, socketio.ErrAckTimeout) || errors.Is(err, context.DeadlineExceeded):
+		s.silent = true
+		s.forgetOld()
+	default:
+		s.lose(conn)
+	}
+	s.signal()
+}
+
+// forgetOld bounds what is kept for a backend that acks nothing. From one that
+// acks, nothing is given up: there a full spool makes the command wait.
 func (s *stream) forgetOld() {
 	n := 0
-	for n < s.sent && (s.sent-n > maxChunks || s.spool.cut-s.spool.chunks[n].start > s.spool.capacity/repairShare) {
+	for s.silent && n < s.sent && (s.sent-n > maxChunks/2 || s.spool.cut-s.spool.chunks[n].start > s.spool.capacity/repairShare) {
 		n++
 	}
 	if n > 0 {

@@ -18,13 +18,22 @@ const maxQueue = 256
 
 // job is a request that waits for its tree's turn.
 type job struct {
-	id    string // of the command or batch, "" for what cannot be interrupted
+	id    string // of the command or batch, "" for what cannot be interrupted; guarded by its tree's mu
 	do    func(ctx context.Context, s Session)
 	drop  func(err error) // instead of do: it was interrupted, or the tree cannot be opened
 	input *input          // of the command that runs, or nil
 
+	of     *tree
 	ctx    context.Context
 	cancel context.CancelFunc
+}
+
+// over is for when the result is about to be told: from there on it would be a
+// lie that the job was interrupted, though the tree is made ready for the next.
+func (j *job) over() {
+	j.of.mu.Lock()
+	defer j.of.mu.Unlock()
+	j.id = ""
 }
 
 // tree is one tree: its session, opened when first needed, and its queue.
@@ -69,6 +78,7 @@ func (t *tree) release() {
 
 // put uses a reserved place.
 func (t *tree) put(j *job) {
+	j.of = t
 	j.ctx, j.cancel = context.WithCancel(t.ctx)
 	t.mu.Lock()
 	t.reserved--

@@ -166,6 +166,27 @@ func (c *Client) EmitAck(ctx context.Context, event string, args ...any) (Messag
 	return s.port.emitAck(ctx, c.cfg.AckTimeout, event, args)
 }
 
+// Ask is [Client.EmitAck] in two steps, for those who send more before the
+// acknowledgement has come. It puts the event in line, behind what was sent by
+// earlier calls of Ask, Emit and EmitAck that have returned. Then wait, which
+// must be called once, waits for the acknowledgement as EmitAck does; AckTimeout
+// counts from that call.
+func (c *Client) Ask(ctx context.Context, event string, args ...any) (wait func(context.Context) (Message, error), err error) {
+	s := c.live.Load()
+	if s == nil {
+		return nil, ErrDisconnected
+	}
+	answered, err := s.port.ask(ctx, event, args)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) (Message, error) {
+		ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.AckTimeout, ErrAckTimeout)
+		defer cancel()
+		return answered(ctx)
+	}, nil
+}
+
 // Connected tells whether there is a connection now.
 func (c *Client) Connected() bool { return c.live.Load() != nil }
 

@@ -87,14 +87,30 @@ func (p *port) fits(frames []frame) error {
 func (p *port) emitAck(ctx context.Context, timeout time.Duration, name string, args []any) (Message, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, ErrAckTimeout)
 	defer cancel()
-	id, answer := p.expect()
-	defer p.forget(id)
-	if err := p.sendEvent(ctx, &id, name, args); err != nil {
+	wait, err := p.ask(ctx, name, args)
+	if err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = context.Cause(ctx)
 		}
 		return Message{}, err
 	}
+	return wait(ctx)
+}
+
+// ask sends an event. wait, to be called once, waits for its acknowledgement.
+func (p *port) ask(ctx context.Context, name string, args []any) (wait func(context.Context) (Message, error), err error) {
+	id, answer := p.expect()
+	if err := p.sendEvent(ctx, &id, name, args); err != nil {
+		p.forget(id)
+		return nil, err
+	}
+	return func(ctx context.Context) (Message, error) {
+		defer p.forget(id)
+		return p.answered(ctx, answer)
+	}, nil
+}
+
+func (p *port) answered(ctx context.Context, answer <-chan Message) (Message, error) {
 	select {
 	case m := <-answer:
 		return m, nil

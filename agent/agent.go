@@ -53,7 +53,7 @@ type Agent struct {
 // Close.
 func New(o Options) (*Agent, error) {
 	o = o.withDefaults()
-	if err := o.check(); err != nil {
+	if err := o.Check(); err != nil {
 		return nil, err
 	}
 	a := &Agent{

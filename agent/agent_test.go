@@ -227,12 +227,12 @@ func TestPlaintextIsRefused(t *testing.T) {
 		"http://127.0.0.1:1": true, "ws://[::1]:1": true, "http://localhost:1": true, "https://example.org": true, "wss://10.0.0.1": true,
 		"http://10.0.0.1:1": false, "ws://example.org": false, "http://localhost.example.org": false, "http://127.0.0.1.example.org": false, "https://u:p@example.org": false,
 	} {
-		err := Options{URL: url}.check()
+		err := Options{URL: url}.Check()
 		if (err == nil) != ok {
 			t.Errorf("%s: %v", url, err)
 		}
 	}
-	if err := (Options{URL: "http://10.0.0.1", AllowPlaintext: true}).check(); err != nil {
+	if err := (Options{URL: "http://10.0.0.1", AllowPlaintext: true}).Check(); err != nil {
 		t.Error(err)
 	}
 }

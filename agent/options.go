@@ -95,8 +95,8 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// check refuses what is not safe.
-func (o Options) check() error {
+// Check refuses what is not safe. New does it too.
+func (o Options) Check() error {
 	if o.URL == "" {
 		return errors.New("no backend: give its URL with --url")
 	}

@@ -21,6 +21,11 @@ func configure(c *cobra.Command, file string) error {
 	if file == "" {
 		file = os.Getenv("DEPLOYX_CONFIG")
 	}
+	return configureFrom(c, file, os.LookupEnv)
+}
+
+// configureFrom is configure with another environment.
+func configureFrom(c *cobra.Command, file string, env func(string) (string, bool)) error {
 	settings := map[string]any{}
 	if file != "" {
 		b, err := os.ReadFile(file)
@@ -39,7 +44,7 @@ func configure(c *cobra.Command, file string) error {
 	var errs []error
 	c.Flags().VisitAll(func(f *pflag.Flag) {
 		if !f.Changed {
-			errs = append(errs, setFlag(c, f, settings, file))
+			errs = append(errs, setFlag(c, f, settings, file, env))
 		}
 	})
 	return errors.Join(errs...)
@@ -61,8 +66,8 @@ func variable(flag string) string {
 	return "DEPLOYX_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
-func setFlag(c *cobra.Command, f *pflag.Flag, settings map[string]any, file string) error {
-	if v, ok := os.LookupEnv(variable(f.Name)); ok {
+func setFlag(c *cobra.Command, f *pflag.Flag, settings map[string]any, file string, env func(string) (string, bool)) error {
+	if v, ok := env(variable(f.Name)); ok {
 		if err := set(c, f, strings.Split(v, "\n")); err != nil {
 			return fmt.Errorf("%s: %w", variable(f.Name), err)
 		}

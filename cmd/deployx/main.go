@@ -158,7 +158,7 @@ batch and shell differ: see their help.`,
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "say nothing but errors")
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	c.AddCommand(a.runCmd(), a.batchCmd(), a.shellCmd(), a.logCmd(), a.showCmd(), a.diffCmd(), a.rollbackCmd(), a.redoCmd(),
-		a.gcCmd(), a.statusCmd(), a.doctorCmd(), a.versionCmd(), a.agentCmd(), a.completionCmd())
+		a.gcCmd(), a.statusCmd(), a.doctorCmd(), a.versionCmd(), a.agentCmd(), a.installCmd(), a.uninstallCmd(), a.restoreCmd(), a.completionCmd())
 	a.completeFlags(c)
 	return c
 }
@@ -175,11 +175,14 @@ func noCommand(c *cobra.Command, args []string) error {
 	return usageError{errors.New(msg + " (deployx --help lists them)")}
 }
 
+// standardState is the state directory that is meant when none is named.
+const standardState = "/var/lib/deployx"
+
 func defaultState() string {
 	if d := os.Getenv("DEPLOYX_STATE"); d != "" {
 		return d
 	}
-	return "/var/lib/deployx"
+	return standardState
 }
 
 func (a *app) versionCmd() *cobra.Command {

@@ -64,6 +64,9 @@ func scripts(dir, driver string) testscript.Params {
 			switch cond {
 			case "copy", "overlay":
 				return (cond == "copy") == (driver == "copy"), nil
+			case "systemd":
+				_, err := os.Stat("/run/systemd/system")
+				return err == nil, nil
 			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},

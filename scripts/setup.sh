@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
 # Installs what the tests use, on Debian or Ubuntu. A second run does nothing.
 set -euo pipefail
+cd "$(dirname "$0")/.."
+# What the tests run; --prebuilt installs no more, for machines that get them as
+# programs.
 packages=(
-	acl attr bash build-essential busybox btrfs-progs ca-certificates dash e2fsprogs git
-	nodejs npm patch procps python3 python3-aiohttp python3-socketio rsync sqlite3
-	strace sudo tmux util-linux xfsprogs
+	acl attr bash busybox btrfs-progs dash e2fsprogs git kmod patch procps python3 rsync
+	sqlite3 strace tmux util-linux xfsprogs
+)
+[ "${1:-}" = --prebuilt ] || packages+=(
+	build-essential ca-certificates debian-archive-keyring debootstrap nodejs npm
+	python3-aiohttp python3-socketio sudo systemd-container
 )
 missing=()
 for p in "${packages[@]}"; do
@@ -18,4 +24,4 @@ if [ ${#missing[@]} -gt 0 ]; then
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
-[ ! -x integration/setup.sh ] || integration/setup.sh
+[ "${1:-}" = --prebuilt ] || integration/setup.sh

@@ -1,0 +1,196 @@
+package integration
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const (
+	// needy needs the tree, and is started by the boot like any service.
+	needy = `[Service]
+WorkingDirectory=/srv/app
+ExecStart=/bin/sh -c 'cat config >/var/log/needy; exec sleep infinity'
+[Install]
+WantedBy=multi-user.target
+`
+	// hasty does not wait for anything, as hardly any service does: it stands on
+	// base when the trees are shown.
+	hasty = `[Unit]
+DefaultDependencies=no
+Before=deployx-restore.service
+After=systemd-remount-fs.service
+[Service]
+Type=exec
+WorkingDirectory=/srv/app
+ExecStart=/bin/sleep infinity
+[Install]
+WantedBy=sysinit.target
+`
+)
+
+// TestSystemd: on a machine that systemd boots, a machine that is killed comes
+// back with its trees shown before services start, its agent connected, and no
+// result lost.
+func TestSystemd(t *testing.T) {
+	b := startBoard(t, "python")
+	m := newMachine(t)
+	m.write("srv/app/config", "base\n")
+	m.write("srv/copied/file", "base\n")
+	m.write("etc/systemd/system/needy.service", needy)
+	m.boot()
+	m.must("deployx", "run", "--tree", "/srv/app", "--", "echo changed > config")
+	m.must("deployx", "run", "--driver", "copy", "--tree", "/srv/copied", "--", "echo changed > file")
+	m.must("deployx", "install", "--url", b.url(), "--tree", "/srv/app", "--grace", "5s", "--reconnect-min", "20ms", "--reconnect-max", "200ms")
+	m.must("systemctl", "enable", "--quiet", "needy.service")
+	b.registered(1)
+	verified(t, m)
+	agentRestarts(t, b, m)
+	lastWords(t, b, m)
+
+	m.kill()
+	if got, err := os.ReadFile(m.path("srv/app/config")); err != nil || string(got) != "base\n" {
+		t.Errorf("while it is off the tree's directory holds %q, %v", got, err)
+	}
+	b.start()
+	before := len(b.find(about("agent_register", "")))
+	m.boot()
+	shownFirst(t, m)
+	b.registered(before + 1)
+	if c := b.one("command_completed", "unheard"); !c.ok() || c.str("output") != "heard\n" {
+		t.Errorf("the result that was not acked: %v", c)
+	}
+	b.ask("execute_command", obj{"command_id": "after", "command": "cat /srv/app/config /srv/app/last"})
+	if c := b.one("command_completed", "after"); c.str("output") != "changed\nlast\n" {
+		t.Errorf("a command after the boot: %v", c)
+	}
+	takenAway(t, m)
+}
+
+// verified: systemd knows every line of the units, and the agent mounts where
+// everybody sees it.
+func verified(t *testing.T, m *machine) {
+	dir := "/etc/systemd/system/"
+	if out := m.must("systemd-analyze", "verify", dir+"deployx-restore.service", dir+"deployx-agent.service"); strings.Contains(out, "deployx") {
+		t.Errorf("systemd-analyze verify: %s", out)
+	}
+	pid := m.show("deployx-agent.service", "MainPID")
+	ns := func(pid string) string { return m.must("readlink", "/proc/"+pid+"/ns/mnt") }
+	if ns(pid) != ns("1") {
+		t.Error("the agent has a mount namespace of its own")
+	}
+	if out := m.must("grep", "^Sig[IC]", "/proc/"+pid+"/status"); !strings.Contains(out, "SigIgn:\t0000000000000000") {
+		t.Errorf("the agent, and so its commands, ignore signals:\n%s", out)
+	}
+	if out := m.must("deployx", "install", "--url", m.url(), "--tree", "/srv/app", "--grace", "5s", "--reconnect-min", "20ms", "--reconnect-max", "200ms"); strings.Count(out, "is as it should be") != 2 {
+		t.Errorf("a second install: %s", out)
+	}
+}
+
+// url is the backend's, as the agent's unit has it.
+func (m *machine) url() string {
+	_, rest, _ := strings.Cut(m.show("deployx-agent.service", "ExecStart"), "--url=")
+	url, _, _ := strings.Cut(rest, " ")
+	return url
+}
+
+// agentRestarts: what commands left running goes on while the agent restarts
+// (KillMode=process), and systemd starts an agent again that was killed.
+func agentRestarts(t *testing.T, b *board, m *machine) {
+	b.ask("execute_command", obj{"command_id": "job", "command": "cd /; sleep 12345 </dev/null >/dev/null 2>&1 & echo $!"})
+	job := strings.TrimSpace(b.one("command_completed", "job").str("output"))
+	if out := m.must("cat", "/proc/"+job+"/cgroup"); !strings.Contains(out, "deployx-agent.service") {
+		t.Errorf("a command's process is outside the agent's cgroup: %s", out)
+	}
+	for i, how := range []string{"restart", "kill --signal=KILL --kill-whom=main"} {
+		m.must(append(append([]string{"systemctl"}, strings.Fields(how)...), "deployx-agent.service")...)
+		b.registered(i + 2)
+		if out, err := m.try("sh", "-c", "kill -0 "+job); err != nil {
+			t.Errorf("after %s the job is gone: %s", how, out)
+		}
+	}
+	m.must("sh", "-c", "kill "+job)
+}
+
+// lastWords: a command ends while nobody hears the agent.
+func lastWords(t *testing.T, b *board, m *machine) {
+	b.ask("execute_command", obj{"command_id": "unheard", "command": "until test -e /run/go; do sleep 0.02; done; echo last > /srv/app/last; echo heard"})
+	b.one("command_started", "unheard")
+	b.kill()
+	m.must("touch", "/run/go")
+	journal := m.path("var/lib/deployx/agent/journal")
+	m.eventually("the result is kept", func() bool {
+		text, err := os.ReadFile(journal)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if strings.Contains(line, "unheard") && strings.Contains(line, "command_completed") {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// shownFirst: the trees were shown before the service started that needs one.
+func shownFirst(t *testing.T, m *machine) {
+	if got := m.read("/var/log/needy"); got != "changed\n" {
+		t.Errorf("the service found %q in the tree", got)
+	}
+	restored, started := m.moment("deployx-restore.service", "ActiveEnterTimestampMonotonic"), m.moment("needy.service", "ExecMainStartTimestampMonotonic")
+	if restored > started {
+		t.Errorf("shown %d µs after the service started", restored-started)
+	}
+	t.Logf("shown %d µs before the service started; restore took %d µs", started-restored,
+		m.moment("deployx-restore.service", "ExecMainExitTimestampMonotonic")-m.moment("deployx-restore.service", "ExecMainStartTimestampMonotonic"))
+	for tree, file := range map[string]string{"/srv/app": "config", "/srv/copied": "file"} {
+		if got := m.read(filepath.Join(tree, file)); got != "changed\n" {
+			t.Errorf("%s shows %q", tree, got)
+		}
+		if st := m.status(tree); st["agrees"] != true {
+			t.Errorf("%s: %v", tree, st)
+		}
+	}
+	if out := m.must("journalctl", "-b", "--no-pager"); strings.Contains(out, "ordering cycle") {
+		t.Errorf("the units made a cycle:\n%s", out)
+	}
+}
+
+// takenAway: uninstall refuses while the trees have layers; without the units
+// the next boot shows base, and says so.
+func takenAway(t *testing.T, m *machine) {
+	out, err := m.try("deployx", "uninstall")
+	if err == nil || !strings.Contains(out, "/srv/app") || !strings.Contains(out, "deployx commit") || strings.Contains(out, "/srv/copied") {
+		t.Errorf("uninstall while trees have layers: %v\n%s", err, out)
+	}
+	if m.show("deployx-agent.service", "ActiveState") != "active" {
+		t.Error("a refused uninstall stopped the agent")
+	}
+	m.must("deployx", "uninstall", "--keep-trees")
+	for _, unit := range []string{"deployx-restore.service", "deployx-agent.service"} {
+		if got := m.show(unit, "LoadState"); got != "not-found" {
+			t.Errorf("%s is %s", unit, got)
+		}
+	}
+	m.write("etc/systemd/system/hasty.service", hasty)
+	m.must("systemctl", "enable", "--quiet", "hasty.service")
+	m.kill()
+	m.boot()
+	if got := m.read("/var/log/needy"); got != "base\n" {
+		t.Errorf("without the units the service found %q in the tree", got)
+	}
+	if st := m.status("/srv/app"); st["agrees"] != false || st["mounted"] != false {
+		t.Errorf("status of a tree that was not shown: %v", st)
+	}
+	out = m.must("deployx", "restore", "--all")
+	for _, unit := range []string{"hasty.service", "needy.service"} {
+		if !strings.Contains(out, "(pid "+m.show(unit, "MainPID")+") works on /srv/app as it was before its layers") {
+			t.Errorf("restore does not name %s, which works on base:\n%s", unit, out)
+		}
+	}
+	if got := m.read("/srv/app/config"); got != "changed\n" {
+		t.Errorf("shown by hand, the tree holds %q", got)
+	}
+}

@@ -59,7 +59,10 @@ func (c *comparison) findMoves(a *entry, path string) error {
 	if err != nil {
 		return err
 	}
-	for name := range names {
+	for name, dir := range names {
+		if !dir {
+			continue
+		}
 		e, err := a.dir.lookup(name, false)
 		if err != nil {
 			return err

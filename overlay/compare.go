@@ -100,7 +100,7 @@ func sameBytes(x, y *entry) (bool, error) {
 }
 
 func sameFiles(a, b *os.File, size int64) (bool, error) {
-	buf := make([]byte, 256<<10)
+	buf := make([]byte, 2*min(size, 128<<10)) // clearing more than is read would cost more than reading
 	for at := int64(0); at < size; {
 		at = min(nextData(a, at, size), nextData(b, at, size))
 		n := int(min(int64(len(buf)/2), size-at))

@@ -218,24 +218,27 @@ func (v *merged) resolve(path string, data bool) (*entry, error) {
 }
 
 // names lists what the parts from layer 0 up to, not including, limit hold, or
-// all parts for a limit of -1: candidates, whiteouts among them.
+// all parts for a limit of -1: candidates, whiteouts among them, and whether one
+// of the parts may have a directory there.
 func (m *mdir) names(limit int) (map[string]bool, error) {
 	set := map[string]bool{}
 	for _, p := range m.parts {
 		if limit >= 0 && p.layer >= limit {
 			break
 		}
-		f, err := openAt(int(p.f.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY)
+		// By this name ReadDir finds the entries where a directory does not tell
+		// their types.
+		f, err := openAt(unix.AT_FDCWD, fdName(p.f), unix.O_RDONLY|unix.O_DIRECTORY)
 		if err != nil {
 			return nil, err
 		}
-		names, err := f.Readdirnames(-1)
+		entries, err := f.ReadDir(-1)
 		f.Close() //nolint:errcheck // read only
 		if err != nil {
 			return nil, err
 		}
-		for _, n := range names {
-			set[n] = true
+		for _, e := range entries {
+			set[e.Name()] = set[e.Name()] || e.IsDir()
 		}
 	}
 	return set, nil

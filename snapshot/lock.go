@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -66,7 +67,12 @@ func (l *Lock) Unlock() error { return l.f.Close() }
 // sign leaves our pid for those who wait. A reader may see it torn or stale:
 // it is for people.
 func sign(f *os.File) error {
-	_, err := f.WriteAt(fmt.Appendf(nil, "%-10d\n", os.Getpid()), 0)
+	pid := fmt.Appendf(nil, "%-10d\n", os.Getpid())
+	was := make([]byte, len(pid))
+	if n, _ := f.ReadAt(was, 0); n == len(pid) && bytes.Equal(was, pid) {
+		return nil // nothing for the next sync to write
+	}
+	_, err := f.WriteAt(pid, 0)
 	return err
 }
 

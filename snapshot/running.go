@@ -23,8 +23,8 @@ const runningSize = 16 << 10
 // A note is what the running file holds: the command, and the move of the head
 // that it was started after.
 type note struct {
-	Seq      uint64   `json:"seq"`
-	Snapshot Snapshot `json:"snapshot"`
+	Seq      uint64          `json:"seq"`
+	Snapshot json.RawMessage `json:"snapshot"`
 }
 
 // Begin notes, durably, that s is about to run on top of the head. It must
@@ -36,8 +36,11 @@ type note struct {
 // returned. What does not fit is written aside and renamed in.
 func (r *Record) Begin(s Snapshot) error {
 	s.Version = Version
-	b, err := json.Marshal(note{r.at().Seq, s})
+	b, err := json.Marshal(s)
 	if err != nil {
+		return err
+	}
+	if b, err = json.Marshal(note{r.at().Seq, b}); err != nil {
 		return err
 	}
 	b = fmt.Appendf(nil, "%08x %s\n", crc32.ChecksumIEEE(b), b)
@@ -88,5 +91,7 @@ func (r *Record) Running() (Snapshot, bool, error) {
 	if err := json.Unmarshal(body, &n); err != nil || n.Seq != r.at().Seq {
 		return Snapshot{}, false, nil
 	}
-	return n.Snapshot, true, nil
+	var s Snapshot
+	err = json.Unmarshal(n.Snapshot, &s)
+	return s, err == nil, nil
 }

@@ -25,6 +25,18 @@ type merge struct {
 	prefix string  // of redirects: the tree's place below the overlay's root
 	white  string  // a whiteout to link to, once there is one
 	copies map[inode]string
+	used   snapshot.Usage // beyond what is shared with the layers
+}
+
+// count adds what was made and is not a link.
+func (m *merge) count(f *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return &fs.PathError{Op: "fstat", Path: f.Name(), Err: err}
+	}
+	m.used.Bytes += st.Blocks * 512
+	m.used.Inodes++
+	return nil
 }
 
 // An inode is a file of the run that had to be copied: its other names become
@@ -116,7 +128,7 @@ func (m *merge) dress(a, b *entry, dir string, fresh bool) error {
 		return err
 	}
 	defer to.Close() //nolint:errcheck // nothing was written through it
-	if err := copyAttributes(a.f, to); err != nil {
+	if err := errors.Join(copyAttributes(a.f, to), m.count(to)); err != nil {
 		return err
 	}
 	// readdir must look for the numbers of copied-up inodes (overlayfs.rst).
@@ -146,6 +158,7 @@ func (m *merge) whiteout(path string) error {
 		return &fs.PathError{Op: "mknod", Path: path, Err: err}
 	}
 	m.white = path
+	m.used.Inodes++
 	return nil
 }
 
@@ -215,7 +228,7 @@ func (m *merge) whole(e *entry, path string) error {
 	}
 	err = copyBytes(from, to)
 	if err == nil {
-		err = errors.Join(copyAttributes(e.f, to), to.Sync())
+		err = errors.Join(copyAttributes(e.f, to), to.Sync(), m.count(to))
 	}
 	return errors.Join(err, to.Close())
 }
@@ -230,7 +243,7 @@ func (m *merge) shell(e *entry, path string) error {
 	if err == nil {
 		err = errors.Join(
 			setPrivate(path, "metacopy", ""), setPrivate(path, "redirect", m.prefix+"/"+e.origin),
-			m.keepOrigin(e, path), copyAttributes(e.f, to))
+			m.keepOrigin(e, path), copyAttributes(e.f, to), m.count(to))
 	}
 	return errors.Join(err, to.Close())
 }

@@ -120,9 +120,9 @@ func (d *Driver) mergeUnits(ctx context.Context, layers []snapshot.LayerID, newe
 		n += u.n
 	}
 	below, of := layers[:len(layers)-n], layers[len(layers)-n:]
-	aside, err := d.mergeAside(ctx, below, of)
+	aside, used, err := d.mergeAside(ctx, below, of)
 	if err == nil {
-		if err = d.publish(aside, of); err != nil {
+		if err = d.publish(aside, of, used); err != nil {
 			err = errors.Join(err, d.toTrash(aside))
 		}
 	}

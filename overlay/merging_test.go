@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"context"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -158,5 +159,47 @@ func TestSweepRuns(t *testing.T) {
 	}
 	if left := runsOnDisk(t, r.d); len(left) != 1 {
 		t.Errorf("left: %s", left)
+	}
+}
+
+// TestDerived: what the runs take was noted as it is.
+func TestDerived(t *testing.T) {
+	testns.Need(t)
+	ctx := context.Background()
+	r := newSwapRig(t, Options{})
+	for range 8 {
+		sh(t, r.tree, "mkdir -p a/b c; echo $RANDOM > a/b/f; chmod 600 kept; rm -f n who; ln -f a/b/f c/g")
+		r.push()
+	}
+	for _, top := range []int{5, 9} {
+		if err := r.d.mergeUnits(ctx, r.v.Layers[:top], r.d.units(r.v.Layers[:top])[:4]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var want snapshot.Usage
+	seen := map[uint64]bool{}
+	err := filepath.WalkDir(filepath.Join(r.d.layers, "merged"), func(path string, e fs.DirEntry, err error) error {
+		if err != nil || filepath.Base(filepath.Dir(path)) == "layers" || filepath.Base(filepath.Dir(path)) == "merged" {
+			return err
+		}
+		fi, err := e.Info()
+		if err != nil {
+			return err
+		}
+		st, _ := statT(fi)
+		shared := !e.IsDir() && st.Nlink > 1 && fi.Mode()&fs.ModeCharDevice == 0
+		if shared || filepath.Base(path) == "s" || seen[st.Ino] {
+			return nil
+		}
+		seen[st.Ino] = true
+		want.Bytes += st.Blocks * 512
+		want.Inodes++
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.d.Derived(ctx); err != nil || got != want {
+		t.Errorf("%+v %v, but on disk are %+v", got, err, want)
 	}
 }

@@ -3,6 +3,7 @@ package overlay
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -117,4 +118,29 @@ func dead(dir string, there map[snapshot.LayerID]bool) bool {
 		}
 	}
 	return false
+}
+
+// Derived adds up what the runs take, as was noted when they were made. See
+// snapshot.Deriver.
+func (d *Driver) Derived(ctx context.Context) (sum snapshot.Usage, err error) {
+	lists, err := filepath.Glob(filepath.Join(d.layers, "merged", "*", "of"))
+	if err != nil {
+		return sum, err
+	}
+	for _, name := range lists {
+		b, err := os.ReadFile(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // swept meanwhile
+		}
+		if err := errors.Join(err, ctx.Err()); err != nil {
+			return sum, err
+		}
+		_, used, _ := strings.Cut(string(b), runUsed)
+		var u snapshot.Usage
+		if n, _ := fmt.Sscan(used, &u.Bytes, &u.Inodes); n == 2 { //nolint:errcheck // n tells
+			sum.Bytes += u.Bytes + int64(len(b)+4095)/4096*4096 // and of the list itself
+			sum.Inodes += u.Inodes + 1
+		}
+	}
+	return sum, nil
 }

@@ -97,6 +97,10 @@ func (d *Driver) longest(layers []snapshot.LayerID) int {
 	return 0
 }
 
+// runUsed begins the last line of a run's list: the bytes and inodes that it
+// takes beside what it shares with its layers.
+const runUsed = "used "
+
 // readRun reads what a run stands for, oldest first.
 func readRun(dir string) ([]snapshot.LayerID, error) {
 	b, err := os.ReadFile(filepath.Join(dir, "of"))
@@ -104,7 +108,8 @@ func readRun(dir string) ([]snapshot.LayerID, error) {
 		return nil, err
 	}
 	var list []snapshot.LayerID
-	for id := range strings.FieldsSeq(string(b)) {
+	ids, _, _ := strings.Cut(string(b), runUsed)
+	for id := range strings.FieldsSeq(ids) {
 		list = append(list, snapshot.LayerID(id))
 	}
 	return list, nil
@@ -137,10 +142,10 @@ func (d *Driver) addRun(last snapshot.LayerID, r *run) {
 
 // mergeAside makes a directory like a layer's, which stands for layers. It is
 // in nobody's way, and removed on error.
-func (d *Driver) mergeAside(ctx context.Context, below, layers []snapshot.LayerID) (aside string, err error) {
+func (d *Driver) mergeAside(ctx context.Context, below, layers []snapshot.LayerID) (aside string, used snapshot.Usage, err error) {
 	view, err := d.view(below, layers)
 	if err != nil {
-		return "", err
+		return "", used, err
 	}
 	defer view.close()
 	aside = filepath.Join(d.layers, "merged", fmt.Sprintf("new.%d", time.Now().UnixNano()))
@@ -157,20 +162,21 @@ func (d *Driver) mergeAside(ctx context.Context, below, layers []snapshot.LayerI
 		top, m.prefix = filepath.Join(made, d.name), "/"+d.name
 	}
 	if err := os.MkdirAll(made, 0o755); err != nil {
-		return aside, err
+		return aside, used, err
 	}
 	lock, err := lockAside(aside)
 	if err != nil {
-		return aside, err
+		return aside, used, err
 	}
 	defer lock.Close() //nolint:errcheck // a lock
-	return aside, m.build(view, top)
+	err = m.build(view, top)
+	return aside, m.used, err
 }
 
 // Fold makes a layer that stands for the bottom of a stack. See
 // snapshot.Folder.
 func (d *Driver) Fold(ctx context.Context, layers []snapshot.LayerID) (snapshot.LayerID, error) {
-	aside, err := d.mergeAside(ctx, nil, layers)
+	aside, _, err := d.mergeAside(ctx, nil, layers)
 	if err != nil {
 		return "", err
 	}
@@ -179,11 +185,12 @@ func (d *Driver) Fold(ctx context.Context, layers []snapshot.LayerID) (snapshot.
 	return id, os.Rename(aside, d.dir(id, ""))
 }
 
-func (d *Driver) publish(aside string, layers []snapshot.LayerID) error {
+func (d *Driver) publish(aside string, layers []snapshot.LayerID, used snapshot.Usage) error {
 	var b strings.Builder
 	for _, id := range layers {
 		fmt.Fprintln(&b, id)
 	}
+	fmt.Fprintf(&b, "%s%d %d\n", runUsed, used.Bytes, used.Inodes)
 	if err := os.WriteFile(filepath.Join(aside, "of"), []byte(b.String()), 0o600); err != nil {
 		return err
 	}

@@ -8,16 +8,17 @@ import (
 
 // Status is what is known of a tree without touching it.
 type Status struct {
-	Mounted   bool        // a mount shows it
-	Agrees    bool        // it shows what the record says
-	Head      snapshot.ID // "" is base
-	Snapshots int         // applied commands
-	Redo      int         // rollbacks that can be undone
-	Layers    int         // stacked, base included
-	MaxLayers int         // 0: nothing is stacked, so there is no limit
-	Drift     bool        // others have written since the last command
-	Running   snapshot.ID // a command that runs now, or was cut off
-	Disk      snapshot.Usage
+	Mounted   bool           // a mount shows it
+	Agrees    bool           // it shows what the record says
+	Head      snapshot.ID    // "" is base
+	Snapshots int            // applied commands
+	Redo      int            // rollbacks that can be undone
+	Layers    int            // stacked, base included
+	MaxLayers int            // 0: nothing is stacked, so there is no limit
+	Drift     bool           // others have written since the last command
+	Running   snapshot.ID    // a command that runs now, or was cut off
+	Disk      snapshot.Usage // of all layers
+	Derived   snapshot.Usage // of what was merged from them, beyond what it shares with them
 	PinnedBy  []snapshot.Holder
 }
 
@@ -57,22 +58,11 @@ func (s *Session) Status(ctx context.Context) (st Status, err error) {
 			return st, err
 		}
 	}
-	st.Disk, err = s.disk(ctx)
+	if st.Disk, err = s.disk(ctx); err != nil {
+		return st, err
+	}
+	if d, ok := s.drv.(snapshot.Deriver); ok {
+		st.Derived, err = d.Derived(ctx)
+	}
 	return st, err
-}
-
-func (s *Session) disk(ctx context.Context) (sum snapshot.Usage, err error) {
-	ids, err := s.drv.Layers(ctx)
-	if err != nil {
-		return sum, err
-	}
-	for _, id := range ids {
-		u, err := s.drv.Usage(ctx, id)
-		if err != nil {
-			return sum, err
-		}
-		sum.Bytes += u.Bytes
-		sum.Inodes += u.Inodes
-	}
-	return sum, nil
 }

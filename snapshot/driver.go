@@ -108,6 +108,13 @@ type Maintainer interface {
 	Maintain(ctx context.Context, v View) error
 }
 
+// A Deriver is a driver that keeps more than its layers: what Maintain made.
+// Derived is the space that this takes, without what it shares with layers. What
+// Usage says of a sealed layer of such a driver does not change.
+type Deriver interface {
+	Derived(ctx context.Context) (Usage, error)
+}
+
 // Transition tells what a Show did.
 type Transition struct {
 	// Swapped is false when the tree showed the view already.

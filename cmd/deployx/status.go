@@ -40,6 +40,7 @@ type treeStatus struct {
 	Drift     bool              `json:"drift"`
 	Running   snapshot.ID       `json:"running,omitempty"`
 	Disk      snapshot.Usage    `json:"disk"`
+	Derived   snapshot.Usage    `json:"derived"` // merged layers, beyond what they share with these
 	PinnedBy  []snapshot.Holder `json:"pinned_by,omitempty"`
 	Store     string            `json:"store"`
 }
@@ -85,7 +86,7 @@ func (a *app) treeStatus(ctx context.Context, t snapshot.Tree) (out treeStatus, 
 		out = treeStatus{
 			Path: t.Path, Driver: t.Driver, Store: t.Store,
 			Mounted: st.Mounted, Agrees: st.Agrees, Head: st.Head, Snapshots: st.Snapshots, Redo: st.Redo,
-			Layers: st.Layers, MaxLayers: st.MaxLayers, Drift: st.Drift, Running: st.Running, Disk: st.Disk, PinnedBy: st.PinnedBy,
+			Layers: st.Layers, MaxLayers: st.MaxLayers, Drift: st.Drift, Running: st.Running, Disk: st.Disk, Derived: st.Derived, PinnedBy: st.PinnedBy,
 		}
 		return err
 	})
@@ -117,6 +118,9 @@ func (a *app) printStatus(st treeStatus) error {
 		row("held by", "%s (pid %d): %s %s", h.Name, h.PID, h.How, printable(h.Path))
 	}
 	row("disk", "%s in %d files and directories", size(st.Disk.Bytes), st.Disk.Inodes)
+	if st.Derived.Inodes > 0 {
+		row("merged", "%s more in %d directories, so that few layers are mounted", size(st.Derived.Bytes), st.Derived.Inodes)
+	}
 	row("store", "%s", printable(st.Store))
 	_, err := io.WriteString(a.out, b.String())
 	return err

@@ -54,7 +54,10 @@ func undone(u session.Undo, id snapshot.ID) string {
 func (a *Agent) redo(r *request) (any, error) {
 	tree := r.text("tree", 4096)
 	n := int(r.number("count", 1, 1, 1e6))
-	b := rollback{DryRun: r.flag("dry_run", false)}
+	b := rollback{DryRun: r.flag("dry_run", false), Drift: session.OnDrift(r.text("drift", 100))}
+	if b.Drift != "" && b.Drift != session.DriftKeep && b.Drift != session.DriftRefuse {
+		r.wrong("drift", `"keep" or "refuse"`)
+	}
 	t, err := a.place(r, &tree)
 	if err != nil {
 		return nil, err

@@ -14,12 +14,12 @@ import (
 
 // rollback is a request to undo. It is noted in the journal.
 type rollback struct {
-	ID      snapshot.ID `json:"snapshot_id,omitempty"`
-	Batch   string      `json:"batch_id,omitempty"`
-	Command string      `json:"command_id,omitempty"` // it was named by this
-	Tree    string      `json:"tree"`
-	DryRun  bool        `json:"dry_run,omitempty"`
-	Drop    bool        `json:"drop_drift,omitempty"`
+	ID      snapshot.ID     `json:"snapshot_id,omitempty"`
+	Batch   string          `json:"batch_id,omitempty"`
+	Command string          `json:"command_id,omitempty"` // it was named by this
+	Tree    string          `json:"tree"`
+	DryRun  bool            `json:"dry_run,omitempty"`
+	Drift   session.OnDrift `json:"drift,omitempty"`
 }
 
 func (b rollback) key() key {
@@ -30,11 +30,7 @@ func (b rollback) key() key {
 }
 
 func (b rollback) options() session.RollbackOptions {
-	o := session.RollbackOptions{DryRun: b.DryRun, Drift: session.DriftRefuse}
-	if b.Drop {
-		o.Drift = session.DriftDrop
-	}
-	return o
+	return session.RollbackOptions{DryRun: b.DryRun, Drift: b.Drift}
 }
 
 func readRollback(f *fields) rollback {
@@ -44,12 +40,10 @@ func readRollback(f *fields) rollback {
 			f.wrong("action", `"rollback"`)
 		}
 	}
-	switch f.text("drift", 100) {
-	case "", "refuse":
-	case "drop":
-		b.Drop = true
+	switch b.Drift = session.OnDrift(f.text("drift", 100)); b.Drift {
+	case "", session.DriftKeep, session.DriftRefuse, session.DriftDrop:
 	default:
-		f.wrong("drift", `"refuse" or "drop"`)
+		f.wrong("drift", `"keep", "refuse" or "drop"`)
 	}
 	return b
 }

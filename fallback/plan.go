@@ -26,30 +26,39 @@ func (d *Driver) chain(s *shown) ([]snapshot.LayerID, error) {
 // that are not in v did is undone, newest first, and what v's other layers did
 // is done again. A path that ends as it is now is not in it.
 func (d *Driver) net(v *shown) ([]change, error) {
-	from, err := d.chain(&d.ix.view)
+	m, err := d.moved(v)
 	if err != nil {
 		return nil, err
 	}
+	return m.changes()
+}
+
+// moved follows the paths on the way from what is shown to v.
+func (d *Driver) moved(v *shown) (*mover, error) {
+	m := &mover{d: d, to: map[string]*entry{}}
+	from, err := d.chain(&d.ix.view)
+	if err != nil {
+		return m, err
+	}
 	to, err := d.chain(v)
 	if err != nil {
-		return nil, err
+		return m, err
 	}
 	k := 0
 	for k < len(from) && k < len(to) && from[k] == to[k] {
 		k++
 	}
-	m := mover{d: d, to: map[string]*entry{}}
 	for _, id := range slices.Backward(from[k:]) {
 		if err := m.step(id, func(c *change) (was, is *entry) { return c.post, c.pre }); err != nil {
-			return nil, err
+			return m, err
 		}
 	}
 	for _, id := range to[k:] {
 		if err := m.step(id, func(c *change) (was, is *entry) { return c.pre, c.post }); err != nil {
-			return nil, err
+			return m, err
 		}
 	}
-	return m.changes()
+	return m, nil
 }
 
 // mover follows paths through layers.

@@ -26,6 +26,11 @@ type merge struct {
 	white  string  // a whiteout to link to, once there is one
 	copies map[inode]string
 	used   snapshot.Usage // beyond what is shared with the layers
+
+	// foreign: the layers below are not those that the run was made on. What a
+	// file says of them is then believed only where it holds for these too.
+	foreign bool
+	base    int // where the view has base, whose files must not be linked to: they are not sealed
 }
 
 // count adds what was made and is not a link.
@@ -66,7 +71,11 @@ func (m *merge) directory(a, b *entry, dir string, fresh bool) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	names, err := a.dir.names(m.split)
+	limit := m.split
+	if m.reachesBelow(a) && !m.stands(a) {
+		limit = -1 // all of it is to be made
+	}
+	names, err := a.dir.names(limit)
 	if err != nil {
 		return err
 	}
@@ -92,7 +101,7 @@ func (m *merge) name(a, b *entry, name, path string) error {
 	}
 	var under *entry
 	switch {
-	case e != nil && m.reachesBelow(e):
+	case e != nil && m.stands(e):
 		under, err = m.below.resolve(e.dir.origin, false)
 	case e == nil && b != nil:
 		under, err = b.dir.lookup(name, false)
@@ -110,7 +119,7 @@ func (m *merge) name(a, b *entry, name, path string) error {
 	if err := m.directory(e, onlyDir(under), path, b == nil); err != nil {
 		return err
 	}
-	if m.reachesBelow(e) && (b == nil || e.dir.origin != join(a.dir.origin, name)) {
+	if m.stands(e) && (b == nil || e.dir.origin != join(a.dir.origin, name)) {
 		return setPrivate(path, "redirect", m.prefix+"/"+e.dir.origin)
 	}
 	return nil
@@ -119,6 +128,39 @@ func (m *merge) name(a, b *entry, name, path string) error {
 // reachesBelow tells whether layers below the run have a part in a directory.
 func (m *merge) reachesBelow(e *entry) bool {
 	return e.dir.parts[len(e.dir.parts)-1].layer >= m.split
+}
+
+// stands tells whether a directory of the run can stand on what the layers below
+// have where it was known: it does, unless these are foreign and have another
+// directory there, or not all of its parts.
+func (m *merge) stands(e *entry) bool {
+	if !m.reachesBelow(e) || !m.foreign {
+		return m.reachesBelow(e)
+	}
+	t, err := m.below.resolve(e.dir.origin, false)
+	defer t.close()
+	if err != nil || !isDir(t) {
+		return false
+	}
+	mine, theirs := e.dir.parts, t.dir.parts
+	for len(mine) > 0 && mine[0].layer < m.split {
+		mine = mine[1:]
+	}
+	if len(theirs) < len(mine) {
+		return false
+	}
+	theirs = theirs[len(theirs)-len(mine):]
+	for i := range mine {
+		if !sameInode(mine[i].f, theirs[i].f) {
+			return false
+		}
+	}
+	return true
+}
+
+func sameInode(a, b *os.File) bool {
+	var s, t unix.Stat_t
+	return unix.Fstat(int(a.Fd()), &s) == nil && unix.Fstat(int(b.Fd()), &t) == nil && s.Dev == t.Dev && s.Ino == t.Ino
 }
 
 // dress gives a merged directory its attributes, last of all its times.
@@ -169,6 +211,8 @@ func (m *merge) file(e *entry, path string, natural bool) error {
 	switch {
 	case e.data != nil && e.dataLayer < m.split: // its bytes lie in the run too
 		return m.once(e, path, m.whole)
+	case e.meta && m.foreign && !m.hasBytes(e), m.foreign && e.layer == m.base && fileType(e) == snapshot.TypeFile:
+		return m.once(e, path, m.whole)
 	case e.meta && !m.redirectFits(e, natural):
 		return m.once(e, path, m.shell)
 	}
@@ -209,6 +253,17 @@ func (m *merge) redirectFits(e *entry, natural bool) bool {
 		return natural
 	}
 	return string(r) == m.prefix+"/"+e.origin
+}
+
+// hasBytes tells whether the layers below have a metacopy file's bytes, the very
+// same inode, where it was known on its own.
+func (m *merge) hasBytes(e *entry) bool {
+	t, err := m.below.resolve(e.origin, true)
+	defer t.close()
+	if err != nil || t == nil || t.dir != nil || e.data == nil {
+		return false
+	}
+	return sameInode(t.bytes(), e.data)
 }
 
 // whole copies a file, bytes and attributes: a file that has no more to do with

@@ -148,6 +148,14 @@ func (d *Driver) mergeAside(ctx context.Context, below, layers []snapshot.LayerI
 		return "", used, err
 	}
 	defer view.close()
+	m := merge{ctx: ctx, below: view.below(), split: view.split}
+	aside, err = d.aside(&m, func(top string) error { return m.build(view, top) })
+	return aside, m.used, err
+}
+
+// aside makes a directory like a layer's and has build fill it, whose argument
+// is to become the tree's root. It is removed on error.
+func (d *Driver) aside(m *merge, build func(top string) error) (aside string, err error) {
 	aside = filepath.Join(d.layers, "merged", fmt.Sprintf("new.%d", time.Now().UnixNano()))
 	defer func() {
 		if err != nil {
@@ -155,22 +163,20 @@ func (d *Driver) mergeAside(ctx context.Context, below, layers []snapshot.LayerI
 		}
 	}()
 	top := filepath.Join(aside, "u")
-	m := merge{ctx: ctx, below: view.below(), split: view.split}
 	made := aside
 	if d.name != "" {
 		made = filepath.Join(aside, "s")
 		top, m.prefix = filepath.Join(made, d.name), "/"+d.name
 	}
 	if err := os.MkdirAll(made, 0o755); err != nil {
-		return aside, used, err
+		return aside, err
 	}
 	lock, err := lockAside(aside)
 	if err != nil {
-		return aside, used, err
+		return aside, err
 	}
 	defer lock.Close() //nolint:errcheck // a lock
-	err = m.build(view, top)
-	return aside, m.used, err
+	return aside, build(top)
 }
 
 // Fold makes a layer that stands for the bottom of a stack. See

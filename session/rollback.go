@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"deployx/internal/crash"
@@ -28,6 +29,10 @@ type Undo struct {
 	Verified bool          // the tree was seen to show the target
 	Plain    bool          // no layer is left: a plain directory again
 	Late     bool          // somebody wrote in the last moment; redo shows it
+	// Kept is what others had changed and is still so, as it is told of each of
+	// their layers; KeptAs the entry that holds it now.
+	Kept   []snapshot.Change
+	KeptAs *snapshot.Snapshot
 }
 
 // RollbackOptions refine a rollback.
@@ -64,7 +69,10 @@ func (s *Session) rollback(ctx context.Context, t Target, o RollbackOptions) (Un
 	if err != nil {
 		return Undo{}, err
 	}
-	if o.Drift != DriftDrop {
+	switch o.Drift {
+	case "", DriftKeep:
+		return s.rollbackKeeping(ctx, dropped, drift, t, o, start)
+	case DriftRefuse:
 		if err := s.refuseDrift(ctx, h, dropped, drift != nil); err != nil {
 			return Undo{DryRun: o.DryRun, Dropped: dropped}, err
 		}
@@ -191,7 +199,7 @@ func (s *Session) refuseDrift(ctx context.Context, h snapshot.Head, dropped []sn
 // goTo moves the record from one head to another and the tree with it.
 func (s *Session) goTo(ctx context.Context, from, to snapshot.Head, u *Undo, start time.Time, entries ...snapshot.Snapshot) error {
 	ctx = context.WithoutCancel(ctx) // from here on it is all or nothing
-	v, changed, err := s.target(from, &to, len(entries) > 0)
+	v, changed, err := s.target(from, &to, entries)
 	if err != nil {
 		return err
 	}
@@ -214,12 +222,10 @@ func (s *Session) goTo(ctx context.Context, from, to snapshot.Head, u *Undo, sta
 		if err != nil {
 			return errors.Join(err, s.move(from))
 		}
-		u.Late = t.Late
-		if len(entries) == 0 && !t.Late && !s.owned(from) && from.Open != "" { // it was empty
-			if err := s.drv.Discard(ctx, from.Open); err != nil {
-				return err
-			}
+		if u.Late, err = s.abandon(ctx, from, entries); err != nil {
+			return err
 		}
+		u.Late = u.Late || t.Late
 	}
 	u.Duration = time.Since(start)
 	shown, err := s.drv.Shown(ctx)
@@ -232,17 +238,25 @@ func (s *Session) goTo(ctx context.Context, from, to snapshot.Head, u *Undo, sta
 }
 
 // target chooses the open layer of the head to go to: the same one if the
-// layers are the same, a new one otherwise.
-func (s *Session) target(from snapshot.Head, to *snapshot.Head, drifted bool) (v snapshot.View, changed bool, err error) {
+// layers are the same, a new one otherwise. entries are new and not yet in the
+// record; the head's top may be among them.
+func (s *Session) target(from snapshot.Head, to *snapshot.Head, entries []snapshot.Snapshot) (v snapshot.View, changed bool, err error) {
 	old, err := s.rec.View(from)
 	if err != nil {
 		return v, false, err
 	}
-	layers, err := s.rec.Layers(to.Snapshot)
+	top, above := to.Snapshot, []snapshot.LayerID(nil)
+	for _, e := range entries {
+		if e.ID == top {
+			top, above = e.Parent, []snapshot.LayerID{e.Layer}
+		}
+	}
+	layers, err := s.rec.Layers(top)
 	if err != nil {
 		return v, false, err
 	}
-	same := !drifted && !s.owned(from) && len(layers) == len(old.Layers)
+	layers = append(layers, above...)
+	same := !holds(entries, from.Open) && !s.owned(from) && len(layers) == len(old.Layers)
 	for i := 0; same && i < len(layers); i++ {
 		same = layers[i] == old.Layers[i]
 	}
@@ -251,6 +265,36 @@ func (s *Session) target(from snapshot.Head, to *snapshot.Head, drifted bool) (v
 		to.Open = snapshot.NewLayerID()
 	}
 	return snapshot.View{Layers: layers, Open: to.Open}, !same, nil
+}
+
+// holds tells whether a layer is one of the entries'.
+func holds(entries []snapshot.Snapshot, l snapshot.LayerID) bool {
+	return slices.ContainsFunc(entries, func(e snapshot.Snapshot) bool { return e.Layer == l })
+}
+
+// abandon gives up the open layer of a head that was left, unless it has an
+// entry. It was empty; if somebody wrote to it in the last moment it gets an
+// entry now, which a rollback's redo leads to.
+func (s *Session) abandon(ctx context.Context, from snapshot.Head, entries []snapshot.Snapshot) (late bool, err error) {
+	if from.Open == "" || s.owned(from) || holds(entries, from.Open) {
+		return false, nil
+	}
+	v, err := s.rec.View(from)
+	if err != nil {
+		return false, err
+	}
+	if late, err = s.drv.Dirty(ctx, v); err != nil || !late {
+		return late, errors.Join(err, s.drv.Discard(ctx, from.Open))
+	}
+	d, err := s.drift(ctx, from, v)
+	if err != nil {
+		return late, err
+	}
+	h := s.rec.Head()
+	if n := len(h.Redo); n > 0 && h.Redo[n-1].Snapshot == from.Snapshot {
+		h.Redo[n-1].Snapshot = d.ID
+	}
+	return late, s.commit(ctx, h, d)
 }
 
 // refusePinned refuses while a process holds the tree: a rollback under it
@@ -292,29 +336,5 @@ func (s *Session) redo(ctx context.Context, n int, o RollbackOptions) (Undo, err
 			Hint: "a rollback can be taken back until something new has been run",
 		}
 	}
-	drift, err := s.openDrift(ctx, h)
-	if err != nil {
-		return Undo{}, err
-	}
-	if drift != nil {
-		return Undo{}, s.refuseDrift(ctx, h, nil, true)
-	}
-	frame := h.Redo[len(h.Redo)-n]
-	to := s.rec.Head()
-	to.Snapshot, to.Context, to.Redo = frame.Snapshot, frame.Context, h.Redo[:len(h.Redo)-n]
-	u := Undo{Context: frame.Context, DryRun: o.DryRun}
-	for e, err := range s.rec.Chain(frame.Snapshot) {
-		if err != nil {
-			return u, err
-		}
-		if e.ID == h.Snapshot {
-			break
-		}
-		u.Dropped = append(u.Dropped, e)
-	}
-	if o.DryRun {
-		return u, nil
-	}
-	err = s.goTo(ctx, h, to, &u, start)
-	return u, err
+	return s.redoKeeping(ctx, n, o, start)
 }

@@ -35,6 +35,7 @@ type OnDrift string
 
 // The policies.
 const (
+	DriftKeep   OnDrift = "keep"   // they stay, or where that cannot be the rollback is refused
 	DriftRefuse OnDrift = "refuse" // name them and do nothing
 	DriftDrop   OnDrift = "drop"   // they go with the commands (redo brings both back)
 )

@@ -99,7 +99,7 @@ func drift(t *testing.T, r *rig) {
 	other("late")
 	want := picture(t, r.tree)
 	for _, target := range []Target{{ID: b.Snapshot.ID}, {ID: a.Snapshot.ID}, {All: true}} {
-		_, err := r.Rollback(context.Background(), target, RollbackOptions{})
+		_, err := r.Rollback(context.Background(), target, RollbackOptions{Drift: DriftRefuse})
 		var e *snapshot.Error
 		if !errors.As(err, &e) || e.Code != snapshot.CodeDriftConflict || e.Paths[0] != "late" {
 			t.Errorf("%+v: %v", target, err)

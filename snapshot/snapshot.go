@@ -56,6 +56,9 @@ type Snapshot struct {
 	SharedWith ID `json:"shared_with,omitempty"`
 	// PinnedBy are the processes that kept Layer from being sealed.
 	PinnedBy []Holder `json:"pinned_by,omitempty"`
+	// Kept are the entries of others, oldest first, whose changes a rollback or a
+	// redo carried over into Layer.
+	Kept []ID `json:"kept,omitempty"`
 	// NoSnapshot: the command was run without a rollback point of its own.
 	NoSnapshot bool `json:"no_snapshot,omitempty"`
 

@@ -107,6 +107,9 @@ func history(t snapshot.Tree, rec *snapshot.Record, n int, all bool) ([]wire.Met
 }
 
 func title(m wire.Metadata) string {
+	if m.Kind == snapshot.KindDrift && len(m.Kept) > 0 {
+		return "(changes made by others, kept)"
+	}
 	if m.Kind == snapshot.KindDrift {
 		return "(changes made by others)"
 	}

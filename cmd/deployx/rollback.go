@@ -31,9 +31,11 @@ and every later one are dropped, newest first, all or nothing. For a batch that
 is its first command's layer and all above. Nothing is deleted yet: deployx redo
 takes the rollback back.
 
-What others changed between the commands is not thrown away unasked: the
-rollback is refused and names the paths, unless --drift drop is given. A tree
-that running processes hold is refused too, and they are named.
+What others changed between the commands is kept: it stays in the tree, on top of
+what the rollback goes back to. Where that cannot be, since a command changed the
+same paths, the rollback is refused and names them. --drift drop drops what others
+changed as well, --drift refuse refuses if there is any. A tree that running
+processes hold is refused too, and they are named.
 
 Exit status: 0 done; 1 refused or failed, and the tree is as it was; 2 usage.`,
 		ValidArgsFunction: a.completeID(false),
@@ -42,22 +44,27 @@ Exit status: 0 done; 1 refused or failed, and the tree is as it was; 2 usage.`,
 	c.Flags().StringVar(&f.batch, "batch", "", "the whole batch with this `id`")
 	c.Flags().IntVar(&f.last, "last", 0, "the newest `N` commands")
 	c.Flags().BoolVar(&f.all, "all", false, "everything, back to base")
-	registerUndo(c, &f)
+	registerUndo(c, &f, "keep, refuse or drop")
 	a.session.register(c, false)
 	return c
 }
 
-func registerUndo(c *cobra.Command, f *rollbackFlags) {
+func registerUndo(c *cobra.Command, f *rollbackFlags, drift string) {
 	c.Flags().BoolVar(&f.dryRun, "dry-run", false, "tell what would be done and do nothing")
-	c.Flags().StringVar(&f.drift, "drift", "refuse", "with changes that others made: refuse or drop")
+	c.Flags().StringVar(&f.drift, "drift", string(session.DriftKeep), "with changes that others made: "+drift)
 }
 
-func (f rollbackFlags) options() (session.RollbackOptions, error) {
-	switch session.OnDrift(f.drift) {
-	case session.DriftRefuse, session.DriftDrop:
-		return session.RollbackOptions{DryRun: f.dryRun, Drift: session.OnDrift(f.drift)}, nil
+// options checks the flags; redo cannot drop what others wrote, for nothing
+// would lead back to it.
+func (f rollbackFlags) options(redo bool) (session.RollbackOptions, error) {
+	d, may := session.OnDrift(f.drift), "keep, refuse or drop"
+	if redo {
+		may = "keep or refuse"
 	}
-	return session.RollbackOptions{}, usageError{fmt.Errorf("--drift is refuse or drop, not %q", f.drift)}
+	if d == session.DriftKeep || d == session.DriftRefuse || d == session.DriftDrop && !redo {
+		return session.RollbackOptions{DryRun: f.dryRun, Drift: d}, nil
+	}
+	return session.RollbackOptions{}, usageError{fmt.Errorf("--drift is %s, not %q", may, f.drift)}
 }
 
 func (f rollbackFlags) target(rec *snapshot.Record, args []string) (session.Target, error) {
@@ -80,7 +87,7 @@ func (f rollbackFlags) target(rec *snapshot.Record, args []string) (session.Targ
 }
 
 func (a *app) rollback(ctx context.Context, f rollbackFlags, args []string) error {
-	o, err := f.options()
+	o, err := f.options(false)
 	if err != nil {
 		return err
 	}
@@ -142,6 +149,7 @@ func (a *app) tellUndo(u session.Undo, verb string) {
 		}
 		a.say("deployx: %s %s +%d ~%d -%d  %s", verb, short(s.ID), s.Changes.Added, s.Changes.Modified, s.Changes.Deleted, oneLine(what, 60))
 	}
+	a.tellKept(u)
 	if u.DryRun {
 		return
 	}
@@ -155,18 +163,38 @@ func (a *app) tellUndo(u session.Undo, verb string) {
 	a.say("deployx: %d undone in %s; %s; take it back: deployx redo", len(u.Dropped), u.Duration.Round(100*time.Microsecond), where)
 }
 
+// tellKept names what others changed and stays, as much of it as a person reads.
+func (a *app) tellKept(u session.Undo) {
+	k := wire.KeptIn(u)
+	if k == nil {
+		return
+	}
+	verb := "kept"
+	if u.DryRun {
+		verb = "would keep"
+	}
+	const most = 10
+	for _, p := range k.Paths[:min(most, len(k.Paths))] {
+		a.say("deployx: %s %s (changed by others)", verb, printable(p))
+	}
+	if more := k.Total - most; more > 0 {
+		a.say("deployx: %s %d more", verb, more)
+	}
+}
+
 func (a *app) redoCmd() *cobra.Command {
 	var f rollbackFlags
 	c := &cobra.Command{
 		Use:   "redo [N]",
 		Short: "Take the newest rollback back (or the newest N)",
 		Long: `Take the newest rollback back: its layers are shown again. Possible until
-something new has been run.
+something new has been run. What others changed since the rollback is kept, or
+where that cannot be the redo is refused, as for rollback.
 
 Exit status: 0 done; 1 refused or failed, and the tree is as it was; 2 usage.`,
 		RunE: func(c *cobra.Command, args []string) error { return a.redo(c.Context(), f, args) },
 	}
-	registerUndo(c, &f)
+	registerUndo(c, &f, "keep or refuse")
 	a.session.register(c, false)
 	return c
 }
@@ -179,7 +207,7 @@ func (a *app) redo(ctx context.Context, f rollbackFlags, args []string) error {
 			return usageError{fmt.Errorf("redo takes a number of rollbacks, got %q", args)}
 		}
 	}
-	o, err := f.options()
+	o, err := f.options(true)
 	if err != nil {
 		return err
 	}
@@ -195,6 +223,14 @@ func (a *app) redo(ctx context.Context, f rollbackFlags, args []string) error {
 		if a.json {
 			return a.redone(u)
 		}
+		if u.DryRun {
+			for _, e := range u.Dropped {
+				a.say("deployx: would bring back %s  %s", short(e.ID), oneLine(e.Command, 60))
+			}
+			a.tellKept(u)
+			return nil
+		}
+		a.tellKept(u)
 		for _, e := range u.Dropped {
 			a.say("deployx: brought back %s  %s", short(e.ID), oneLine(e.Command, 60))
 		}
@@ -210,6 +246,6 @@ func (a *app) redone(u session.Undo) error {
 	}
 	return a.encode(map[string]any{
 		"event": "redo_completed", "success": true, "redone": ids, "dry_run": u.DryRun, "verified": u.Verified,
-		"duration_ms": float64(u.Duration) / float64(time.Millisecond),
+		"duration_ms": float64(u.Duration) / float64(time.Millisecond), "kept": wire.KeptIn(u),
 	})
 }

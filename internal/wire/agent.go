@@ -177,6 +177,7 @@ type Redone struct {
 	Verified   bool     `json:"verified"`
 	DurationMS float64  `json:"duration_ms"`
 	CWD        string   `json:"cwd,omitempty"`
+	Kept       *Kept    `json:"kept,omitempty"`
 	Error      string   `json:"error,omitempty"`
 	Code       string   `json:"code,omitempty"`
 }
@@ -184,5 +185,5 @@ type Redone struct {
 // Redo makes the payload of a redo.
 func Redo(u session.Undo, ok bool) Redone {
 	r := Rollback(u)
-	return Redone{Success: ok, Redone: r.RolledBack, DryRun: u.DryRun, Verified: u.Verified, DurationMS: r.DurationMS, CWD: u.Dir}
+	return Redone{Success: ok, Redone: r.RolledBack, DryRun: u.DryRun, Verified: u.Verified, DurationMS: r.DurationMS, CWD: u.Dir, Kept: r.Kept}
 }

@@ -5,6 +5,7 @@
 package wire
 
 import (
+	"slices"
 	"time"
 
 	"deployx/session"
@@ -133,6 +134,7 @@ type RolledBack struct {
 	Verified   bool     `json:"verified"`
 	DryRun     bool     `json:"dry_run,omitempty"`
 	Plain      bool     `json:"unmounted,omitempty"`
+	Kept       *Kept    `json:"kept,omitempty"`
 	Error      string   `json:"error,omitempty"`
 	Code       string   `json:"code,omitempty"`
 	Paths      []string `json:"paths,omitempty"`
@@ -142,12 +144,40 @@ type RolledBack struct {
 func Rollback(u session.Undo) RolledBack {
 	r := RolledBack{
 		Success: true, RolledBack: []string{}, CWD: u.Dir, Verified: u.Verified, DryRun: u.DryRun, Plain: u.Plain,
-		DurationMS: float64(u.Duration) / float64(time.Millisecond),
+		DurationMS: float64(u.Duration) / float64(time.Millisecond), Kept: KeptIn(u),
 	}
 	for _, s := range u.Dropped {
 		r.RolledBack = append(r.RolledBack, string(s.ID))
 	}
 	return r
+}
+
+// Kept is what others changed and an undo left in place.
+type Kept struct {
+	SnapshotID string   `json:"snapshot_id,omitempty"` // the entry that holds it now; none if what others did came to nothing
+	Total      int      `json:"total"`
+	Paths      []string `json:"paths"` // in order, at most keptPaths
+}
+
+// keptPaths bounds what an event names.
+const keptPaths = 100
+
+// KeptIn is nil if others had changed nothing.
+func KeptIn(u session.Undo) *Kept {
+	if len(u.Kept) == 0 {
+		return nil
+	}
+	var paths []string
+	for _, c := range u.Kept {
+		paths = append(paths, c.Path)
+	}
+	slices.Sort(paths)
+	paths = slices.Compact(paths)
+	k := &Kept{Total: len(paths), Paths: paths[:min(keptPaths, len(paths))]}
+	if u.KeptAs != nil {
+		k.SnapshotID = string(u.KeptAs.ID)
+	}
+	return k
 }
 
 // Metadata is a snapshot as lists show it.
@@ -174,6 +204,7 @@ type Metadata struct {
 	SizeBytes    int64             `json:"size_bytes"`
 	SharedWith   string            `json:"shared_with,omitempty"`
 	PinnedBy     []snapshot.Holder `json:"pinned_by,omitempty"`
+	Kept         []snapshot.ID     `json:"kept,omitempty"`
 	Metadata     any               `json:"metadata,omitempty"`
 }
 
@@ -186,7 +217,7 @@ func Describe(s snapshot.Snapshot, t snapshot.Tree, state string, now time.Time)
 		BatchID: s.BatchID, CommandIndex: s.CommandIndex, ExitCode: s.ExitCode, Signal: s.Signal,
 		TimedOut: s.TimedOut, Interrupted: s.Interrupted, Unfinished: s.Unfinished,
 		DurationMS: s.Duration.Milliseconds(), Changes: s.Changes, Driver: t.Driver, SizeBytes: s.SizeBytes,
-		SharedWith: string(s.SharedWith), PinnedBy: s.PinnedBy,
+		SharedWith: string(s.SharedWith), PinnedBy: s.PinnedBy, Kept: s.Kept,
 	}
 	if len(s.Metadata) > 0 {
 		m.Metadata = s.Metadata

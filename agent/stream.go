@@ -299,15 +299,6 @@ func (s *stream) forgetOld() {
 	}
 }
 
-func (s *stream) event(c chunk, text []byte) (string, any) {
-	if s.legacy {
-		return "deployment_command_output", wire.DeploymentOutput{AgentID: s.agentID, CommandID: s.id, Output: string(text)}
-	}
-	return "command_output", wire.AgentOutput{AgentID: s.agentID, Output: wire.Output{
-		CommandID: s.id, BatchID: s.batch, Index: s.index, Stream: c.stream, Output: string(text), Seq: c.seq,
-	}}
-}
-
 // tellProgress is for legacy backends: the start of the output of a batch's
 // command, a second time.
 func (s *stream) tellProgress(text []byte) {

@@ -1,15 +1,18 @@
 package agent
 
 import (
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
 
+	"deployx/internal/wire"
 	"deployx/socketio"
 )
 
@@ -311,5 +314,31 @@ func TestSweepsSpoolsOfAKilledAgent(t *testing.T) {
 	startAgent(t, b, h)
 	if _, err := os.Stat(name); err == nil {
 		t.Error("it is still there")
+	}
+}
+
+// The events are what the wire's types say.
+func TestOutputEventsAreOfTheWire(t *testing.T) {
+	three := 3
+	text := []byte("a\"\\\n\x01é\xff\u2028")
+	for _, s := range []*stream{
+		{agentID: "a", id: "c"}, {agentID: "a", id: "c\"\n", batch: "b", index: &three}, {agentID: "a", id: "c", legacy: true},
+	} {
+		name, e := s.event(chunk{seq: 7, stream: "stderr"}, text)
+		var want any = wire.AgentOutput{AgentID: s.agentID, Output: wire.Output{
+			CommandID: s.id, BatchID: s.batch, Index: s.index, Stream: "stderr", Output: string(text), Seq: 7,
+		}}
+		if s.legacy {
+			want = wire.DeploymentOutput{AgentID: s.agentID, CommandID: s.id, Output: string(text)}
+		}
+		b, err := json.Marshal(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var a, w map[string]any
+		got := e.(socketio.Appender).AppendJSON([]byte(nil))
+		if json.Unmarshal(got, &a) != nil || json.Unmarshal(b, &w) != nil || !reflect.DeepEqual(a, w) {
+			t.Errorf("%s is %s, want %s", name, got, b)
+		}
 	}
 }

@@ -25,6 +25,11 @@ type placeholder struct {
 	Num         int  `json:"num"`
 }
 
+// Appender is an argument that writes its own JSON: appended to b it must be
+// one JSON value in UTF-8, which is sent as it is. It is for what is large and
+// sent often; other arguments go through encoding/json.
+type Appender interface{ AppendJSON(b []byte) []byte }
+
 // encodeArgs makes the frames of an event or an ack: one text frame, and one
 // binary frame for each attachment. first is the event's name, or nil.
 func encodeArgs(kind byte, namespace string, id *uint64, first any, args []any) ([]frame, error) {
@@ -39,7 +44,7 @@ func encodeArgs(kind byte, namespace string, id *uint64, first any, args []any) 
 	if len(attachments) > MaxAttachments {
 		return nil, fmt.Errorf("encode packet: %d attachments, %d are allowed; send them in several events", len(attachments), MaxAttachments)
 	}
-	text, err := encodeText(kind, len(attachments), namespace, id, list)
+	text, err := appendList(encodeHead(kind, len(attachments), namespace, id), list)
 	if err != nil {
 		return nil, err
 	}
@@ -53,35 +58,59 @@ func encodeArgs(kind byte, namespace string, id *uint64, first any, args []any) 
 // encodeText writes the text part of a packet, its Engine.IO type in front.
 // data nil means no payload.
 func encodeText(kind byte, attachments int, namespace string, id *uint64, data any) ([]byte, error) {
-	var b bytes.Buffer
-	b.WriteByte(frameMessage)
+	b := encodeHead(kind, attachments, namespace, id)
+	if data == nil {
+		return b, nil
+	}
+	return appendValue(b, data)
+}
+
+// encodeHead is what stands before the payload.
+func encodeHead(kind byte, attachments int, namespace string, id *uint64) []byte {
+	b := append(make([]byte, 0, 128), frameMessage)
 	if attachments > 0 {
-		b.WriteByte(kind + packetBinaryEvent - packetEvent)
-		b.WriteString(strconv.Itoa(attachments))
-		b.WriteByte('-')
+		b = append(b, kind+packetBinaryEvent-packetEvent)
+		b = append(strconv.AppendInt(b, int64(attachments), 10), '-')
 	} else {
-		b.WriteByte(kind)
+		b = append(b, kind)
 	}
 	if namespace != "/" {
-		b.WriteString(namespace)
-		b.WriteByte(',')
+		b = append(append(b, namespace...), ',')
 	}
 	if id != nil {
-		b.WriteString(strconv.FormatUint(*id, 10))
+		b = strconv.AppendUint(b, *id, 10)
 	}
-	if data != nil {
-		e := json.NewEncoder(&b)
-		e.SetEscapeHTML(false)
-		if err := e.Encode(data); err != nil {
-			return nil, fmt.Errorf("encode packet: %w", err)
+	return b
+}
+
+func appendList(b []byte, list []any) (_ []byte, err error) {
+	b = append(b, '[')
+	for i, v := range list {
+		if i > 0 {
+			b = append(b, ',')
 		}
-		b.Truncate(b.Len() - 1) // Encode ends with a newline
+		if b, err = appendValue(b, v); err != nil {
+			return nil, err
+		}
 	}
-	text := b.Bytes()
+	return append(b, ']'), nil
+}
+
+func appendValue(b []byte, v any) ([]byte, error) {
+	if a, ok := v.(Appender); ok {
+		return a.AppendJSON(b), nil
+	}
+	buf := bytes.NewBuffer(b)
+	e := json.NewEncoder(buf)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return nil, fmt.Errorf("encode packet: %w", err)
+	}
+	text := buf.Bytes()[:buf.Len()-1] // Encode ends with a newline
 	// A json.RawMessage is not checked for UTF-8, and one wrong byte in a text
 	// frame makes the peer drop the connection (RFC 6455 section 8.1).
-	if !utf8.Valid(text) {
-		text = bytes.ToValidUTF8(text, []byte("\uFFFD"))
+	if !utf8.Valid(text[len(b):]) {
+		text = append(text[:len(b):len(b)], bytes.ToValidUTF8(text[len(b):], []byte("\uFFFD"))...)
 	}
 	return text, nil
 }

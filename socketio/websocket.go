@@ -22,10 +22,11 @@ import (
 type wsTransport struct {
 	conn         *websocket.Conn
 	raw          net.Conn
+	held         *heldConn // between them, or nil
 	writeTimeout time.Duration
 	touch        func() // told of every piece that arrives
 	scratch      []byte
-	last         int // size of the last message that did not fit into scratch
+	last         int // size of the last message if it did not fit into scratch, else 0
 }
 
 const (
@@ -44,7 +45,10 @@ func dialWebSocket(ctx context.Context, client *http.Client, url string, header 
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) { raw = info.Conn },
 	})
-	conn, resp, err := websocket.Dial(ctx, url, &websocket.DialOptions{HTTPClient: client, HTTPHeader: header})
+	between := &holding{RoundTripper: client.Transport}
+	conn, resp, err := websocket.Dial(ctx, url, &websocket.DialOptions{
+		HTTPClient: &http.Client{Jar: client.Jar, Transport: between}, HTTPHeader: header,
+	})
 	if err != nil {
 		if resp == nil || resp.StatusCode == http.StatusSwitchingProtocols {
 			return nil, err
@@ -52,7 +56,9 @@ func dialWebSocket(ctx context.Context, client *http.Client, url string, header 
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, 1024)) // only for the message
 		return nil, newHandshakeError(resp, body, nil)
 	}
-	return newWSTransport(conn, bareConn(raw), cfg.MaxMessage, cfg.WriteTimeout), nil
+	t := newWSTransport(conn, bareConn(raw), cfg.MaxMessage, cfg.WriteTimeout)
+	t.held = between.conn
+	return t, nil
 }
 
 // bareConn looks below TLS: closing a TLS connection first tries for 5 s to
@@ -75,6 +81,9 @@ func (t *wsTransport) read(context.Context) (frame, error) {
 		return frame{}, closeError(err)
 	}
 	buf := t.scratch[:0]
+	if t.last > 0 { // what is large is likely to be followed by more of its size
+		buf = make([]byte, 0, min(t.last+1, maxAhead)) // +1: the end is seen by a read
+	}
 	for {
 		if len(buf) == cap(buf) {
 			buf = t.grow(buf)
@@ -93,22 +102,20 @@ func (t *wsTransport) read(context.Context) (frame, error) {
 	return f, f.check()
 }
 
-// grow makes room. What is large is likely to be followed by more of its size.
+// grow makes room.
 func (t *wsTransport) grow(buf []byte) []byte {
-	n := max(2*cap(buf), 512)
-	if next := min(t.last+1, maxAhead); n > keepScratch && next > cap(buf) { // +1: the end is seen by a read
-		n = next
-	}
-	return append(make([]byte, 0, n), buf...)
+	return append(make([]byte, 0, max(2*cap(buf), 512)), buf...)
 }
 
 // own returns a copy and keeps the buffer, or gives a large buffer away.
 func (t *wsTransport) own(buf []byte) []byte {
-	if cap(buf) > keepScratch {
+	if len(buf) > keepScratch {
 		t.last = len(buf)
 		return buf
 	}
-	t.scratch = buf
+	if t.last = 0; cap(buf) <= keepScratch {
+		t.scratch = buf
+	}
 	return append(make([]byte, 0, len(buf)), buf...)
 }
 
@@ -122,6 +129,21 @@ func closeError(err error) error {
 }
 
 func (t *wsTransport) write(_ context.Context, frames []frame) error {
+	if t.held != nil {
+		t.held.hold()
+	}
+	err := t.writeFrames(frames)
+	if t.held != nil {
+		err = errors.Join(err, t.held.release())
+	}
+	if err != nil {
+		return err
+	}
+	// The library answers WebSocket pings by itself, at any time.
+	return t.raw.SetWriteDeadline(time.Time{})
+}
+
+func (t *wsTransport) writeFrames(frames []frame) error {
 	for _, f := range frames {
 		typ := websocket.MessageText
 		if f.binary {
@@ -134,8 +156,7 @@ func (t *wsTransport) write(_ context.Context, frames []frame) error {
 			return err
 		}
 	}
-	// The library answers WebSocket pings by itself, at any time.
-	return t.raw.SetWriteDeadline(time.Time{})
+	return nil
 }
 
 func (t *wsTransport) close(context.Context) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -194,12 +195,12 @@ func TestSecondAgentOnOneStateIsRefused(t *testing.T) {
 
 func TestCleansUpOldSnapshots(t *testing.T) {
 	b, h := newBackend(t, socketio.ServerConfig{}), newHost(t)
-	asked := make(chan time.Duration, 100)
+	asked, forgot := make(chan time.Duration, 100), make(chan string, 10)
 	a := startAgent(t, b, h, func(o *Options) {
 		o.Retention, o.CleanupInterval = 2*time.Hour, 20*time.Millisecond
 		o.Open = func(ctx context.Context, path string) (Session, error) {
 			s, err := h.open(ctx, path)
-			return retaining{s.(*fake), asked}, err
+			return retaining{s.(*fake), asked, forgot}, err
 		}
 	})
 	b.registered(1)
@@ -220,6 +221,19 @@ func TestCleansUpOldSnapshots(t *testing.T) {
 	if !strings.Contains(a.log.String(), "Cleaned up 3 old snapshots") {
 		t.Errorf("the log does not tell:\n%s", a.log)
 	}
+	// One of them, found without its tree's name.
+	b.ask("execute_command", obj{"command_id": "c", "command": "echo x"})
+	id := b.one("command_completed", "c").str("snapshot_id")
+	for _, older := range []bool{false, true} {
+		if ack := b.ask("cleanup_snapshot", obj{"snapshot_id": id, "include_older": older}); ack["ok"] != true || ack["removed"] != 1.0 || ack["tree"] != "/srv/app" {
+			t.Errorf("ack %v", ack)
+		}
+		if got := <-forgot; got != fmt.Sprint(id, older) {
+			t.Errorf("asked to forget %s", got)
+		}
+	}
+	b.refused("unknown_snapshot", "cleanup_snapshot", obj{"snapshot_id": "ff"})
+	b.refused("bad_request", "cleanup_snapshot", obj{})
 }
 
 func TestPlaintextIsRefused(t *testing.T) {

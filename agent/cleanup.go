@@ -70,15 +70,42 @@ func (a *Agent) cleanupSnapshots(ctx context.Context, r *request) (string, any, 
 	return "cleanup_result", out, err
 }
 
-// cleanupSnapshot asks for one snapshot to go. A layer that others stand on
-// cannot go by itself; retention folds from the oldest on.
-func (a *Agent) cleanupSnapshot(_ context.Context, r *request) (string, any, error) {
-	id := r.id("snapshot_id")
-	err := r.err
-	if err == nil {
-		err = fail(snapshot.CodeUnsupported, "one snapshot cannot be removed from under those above it", "use cleanup_snapshots, which lets the oldest go")
+// cleanupSnapshot lets one snapshot go: an applied one that none is below, or one
+// that was rolled back and that none stands on. For one that is gone already
+// that is a success.
+func (a *Agent) cleanupSnapshot(ctx context.Context, r *request) (string, any, error) {
+	id, path, older := snapshotID(r.fields, "snapshot_id"), r.text("tree", 4096), r.flag("include_older", false)
+	if id == "" {
+		r.wrong("snapshot_id", "the id of a snapshot")
 	}
-	out := wire.Outcome{SnapshotID: id, Success: new(bool), Message: err.Error()}
+	n, err := 0, r.err
+	if err == nil {
+		n, path, err = a.forget(ctx, id, path, older)
+	}
+	out := wire.Outcome{SnapshotID: string(id), Success: new(err == nil), Removed: &n, Message: fmt.Sprintf("Cleaned up %d snapshots", n), Tree: path}
+	if err != nil {
+		out.Message = err.Error()
+	}
 	out.Error, out.Code = words(err)
+	a.noteResult(auditLine{Event: r.event, SnapshotID: string(id), Tree: path, OK: err == nil, Code: out.Code, Message: out.Message})
 	return "cleanup_result", out, err
+}
+
+func (a *Agent) forget(ctx context.Context, id snapshot.ID, path string, older bool) (n int, tree string, err error) {
+	s, _, err := a.readingHolder(ctx, path, rollback{ID: id})
+	if snapshot.CodeOf(err) == snapshot.CodeExpired && err != nil {
+		return 0, path, nil
+	}
+	if err != nil {
+		return 0, path, err
+	}
+	tree = s.Tree().Path
+	f, ok := s.(Forgetter)
+	if !ok {
+		return 0, tree, errKeeps
+	}
+	if n, err = f.Forget(ctx, id, older); n > 0 {
+		a.log.WithField("tree", tree).Infof("Cleaned up %d snapshots: %s", n, id)
+	}
+	return n, tree, err
 }

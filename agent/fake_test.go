@@ -224,7 +224,13 @@ func (f *fake) Patch(_ context.Context, _ snapshot.ID, w io.Writer) error {
 // retaining is a session that lets snapshots go.
 type retaining struct {
 	*fake
-	asked chan time.Duration
+	asked  chan time.Duration
+	forgot chan string
+}
+
+func (r retaining) Forget(_ context.Context, id snapshot.ID, older bool) (int, error) {
+	r.forgot <- fmt.Sprint(id, older)
+	return 1, nil
 }
 
 func (r retaining) Expire(_ context.Context, olderThan time.Duration) (int, error) {

@@ -35,5 +35,13 @@ type Retainer interface {
 	Expire(ctx context.Context, olderThan time.Duration) (n int, err error)
 }
 
+// Forgetter is a Session that can let one snapshot go, if no other has to go
+// with it or older says that those may. n is how many went, 0 if it had gone.
+// It may be called while a command runs. A session that is none answers
+// cleanup_snapshot with unsupported.
+type Forgetter interface {
+	Forget(ctx context.Context, id snapshot.ID, older bool) (n int, err error)
+}
+
 // Opener opens the session of a directory, and makes it a tree if it is none.
 type Opener func(ctx context.Context, path string) (Session, error)

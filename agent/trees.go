@@ -341,6 +341,10 @@ func (t *trees) holding(path string, knows func(*snapshot.Record) (bool, error),
 				return tr, nil
 			}
 		}
+		if snapshot.CodeOf(err) == snapshot.CodeExpired {
+			missing = err // or it is of another tree: a record only knows that it has nothing so old
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -43,27 +43,33 @@ func (s *Session) expire(ctx context.Context, before time.Time, dry bool) (x Exp
 	if err := s.gone(h, kept, before, &x); err != nil || dry {
 		return x, err
 	}
-	if floor != "" || len(kept) != len(h.Redo) {
+	return x, s.giveUp(ctx, h, floor, kept, &x)
+}
+
+// giveUp makes an entry the floor, if one is given, keeps only those rollbacks
+// that can be taken back, and removes what x lists.
+func (s *Session) giveUp(ctx context.Context, h snapshot.Head, floor snapshot.ID, kept []snapshot.Frame, x *Expired) (err error) {
+	if floor != "" || !slices.Equal(kept, h.Redo) {
 		h.Redo = kept
 		if floor != "" {
 			if h.Floor, err = s.fold(ctx, floor); err != nil {
-				return x, err
+				return err
 			}
 		}
 		if err := s.commit(ctx, h); err != nil {
-			return x, err
+			return err
 		}
 		crash.Point("session.folded")
 	}
 	if err := s.rec.Remove(x.Undone...); err != nil {
-		return x, err
+		return err
 	}
 	if len(x.Snapshots) > 0 { // the newest is the floor, and stays as its mark
 		if err := s.rec.Remove(x.Snapshots[:len(x.Snapshots)-1]...); err != nil {
-			return x, err
+			return err
 		}
 	}
-	return x, s.sweep(ctx, &x)
+	return s.sweep(ctx, x)
 }
 
 // expiring finds the newest applied entry that is old enough, and lists what is

@@ -83,6 +83,11 @@ func (d *Driver) restore(ctx context.Context, root beneath, net []change, v show
 	if err = d.build(ctx, root, s, p); err == nil {
 		err = d.start(j, s, p)
 	}
+	if durable.IsPublished(err) { // the journal stands: it must go before the stage does
+		if e := d.withdraw(); e != nil {
+			return errors.Join(err, e)
+		}
+	}
 	if err != nil {
 		return errors.Join(err, d.removeStage(root, j))
 	}
@@ -93,7 +98,10 @@ func (d *Driver) restore(ctx context.Context, root beneath, net []change, v show
 	if err != nil {
 		return d.takeBack(a, err)
 	}
-	return d.clean(a)
+	if err := d.clean(a); err != nil {
+		d.late = errors.Join(d.late, err) // it is done; recover cleans another time
+	}
+	return nil
 }
 
 // start completes the journal and makes it last. From then on the restore is
@@ -261,14 +269,19 @@ func (d *Driver) takeBack(a *applier, why error) error {
 		err = sysErrorOrNil("syncfs", d.opt.Tree, unix.Syncfs(a.root.fd))
 	}
 	if err == nil {
-		err = os.Rename(d.at(journalApply), d.at(journalClean))
-	}
-	if err == nil {
-		err = durable.SyncDir(d.opt.State)
+		err = d.withdraw()
 	}
 	if err != nil {
 		return fmt.Errorf("restore failed (%w), and so did taking it back, which will be tried again: %w", why, err)
 	}
 	crash.Point("fallback.back.done")
 	return errors.Join(why, d.removeStage(a.root, a.j))
+}
+
+// withdraw makes the journal, durably, one that only speaks of the stage.
+func (d *Driver) withdraw() error {
+	if err := os.Rename(d.at(journalApply), d.at(journalClean)); err != nil {
+		return err
+	}
+	return durable.SyncDir(d.opt.State)
 }

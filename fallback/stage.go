@@ -44,13 +44,21 @@ func (d *Driver) openStage(root beneath, j *journal) (*stage, error) {
 	}
 	j.name, j.rootTime = stagePrefix+fmt.Sprint(j.id), top.mtime
 	if err := j.save(d.at(journalClean)); err != nil {
-		return nil, fmt.Errorf("note the stage: %w", err)
+		return nil, errors.Join(fmt.Errorf("note the stage: %w", err), d.unnote())
 	}
 	crash.Point("fallback.stage.noted")
 	if err := unix.Mkdirat(root.fd, j.name, 0o700); err != nil {
-		return nil, errors.Join(sysError("mkdirat", j.name, err), os.Remove(d.at(journalClean)))
+		return nil, errors.Join(sysError("mkdirat", j.name, err), d.unnote())
 	}
 	return d.stageOf(root, j)
+}
+
+// unnote removes the note of a stage that was not made.
+func (d *Driver) unnote() error {
+	if err := os.Remove(d.at(journalClean)); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // stageInState says ok when the state directory is on the tree's mount.

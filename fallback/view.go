@@ -87,10 +87,17 @@ func (d *Driver) baseline(ctx context.Context, root beneath) (err error) {
 		view: shown{hidden: true},
 	}
 	defer func() {
-		if err != nil {
-			d.ix = nil
-			err = errors.Join(err, d.store.forget())
+		if err == nil {
+			return
 		}
+		d.ix = nil
+		if durable.IsPublished(err) { // the index stands: it must go before what it names does
+			if e := os.Remove(d.at("index")); e != nil {
+				err = errors.Join(err, e)
+				return
+			}
+		}
+		err = errors.Join(err, d.store.forget())
 	}()
 	d.bar.begin("scan", 0, 0)
 	s, err := walk(ctx, root, ".", nil, &d.filter, d.bar)

@@ -241,7 +241,7 @@ func (d *Driver) Discard(ctx context.Context, id snapshot.LayerID) error {
 		}
 		return err
 	}
-	return d.toTrash(d.dir(id, ""))
+	return errors.Join(d.forgetReady(id), d.toTrash(d.dir(id, "")))
 }
 
 // inUse tells whether the mount on the tree stands on a layer, itself or in a

@@ -46,14 +46,29 @@ func (r ready) matches(v snapshot.View) bool {
 // take hands out the superblock of v, if it is ready; nil otherwise.
 func (d *Driver) take(v snapshot.View) (*os.File, error) {
 	if !d.ready.matches(v) {
-		if d.ready.v.Open == v.Open {
-			return nil, nil // its directories are in use by the caller
+		if d.ready.v.Open == v.Open { // half prepared: the caller goes on with its directories
+			m := d.ready.m
+			if d.ready = (ready{}); m != nil {
+				return nil, m.Close()
+			}
+			return nil, nil
 		}
 		return nil, d.giveUp()
 	}
 	m := d.ready.m
 	d.ready = ready{}
 	return m, nil
+}
+
+// forgetReady closes what was prepared with a layer that goes: a later view of
+// the same name must not be shown by it, for it would write to the trash.
+func (d *Driver) forgetReady(open snapshot.LayerID) error {
+	if d.ready.v.Open != open || d.ready.m == nil {
+		return nil
+	}
+	m := d.ready.m
+	d.ready = ready{}
+	return m.Close()
 }
 
 // giveUp closes what was prepared and not shown, and discards its layer.

@@ -92,7 +92,7 @@ func killMany(t *testing.T, driver string, rounds int) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))
-	k := &killer{TB: t, dir: t.TempDir(), driver: driver, at: map[snapshot.ID]files{"": {}}, now: files{}, found: map[string]int{}}
+	k := &killer{TB: t, dir: testns.NewImage(t, testns.ImageOptions{Size: 256 << 20}).Dir, driver: driver, at: map[snapshot.ID]files{"": {}}, now: files{}, found: map[string]int{}}
 	defer unmountAll(t, filepath.Join(k.dir, "srv", "app"))
 	for round := range rounds {
 		delay := time.Duration(rnd.Int64N(int64(killerDelay)))

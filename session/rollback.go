@@ -222,19 +222,25 @@ func (s *Session) goTo(ctx context.Context, from, to snapshot.Head, u *Undo, sta
 		if err != nil {
 			return errors.Join(err, s.move(from))
 		}
-		if u.Late, err = s.abandon(ctx, from, entries); err != nil {
-			return err
-		}
+		u.Late, err = s.abandon(ctx, from, entries)
+		s.afterwards("give up the layer that was left", err)
 		u.Late = u.Late || t.Late
 	}
 	u.Duration = time.Since(start)
 	shown, err := s.drv.Shown(ctx)
 	u.Verified = err == nil && shown == s.rec.Head().Open
-	if err := s.settle(ctx); err != nil {
-		return fmt.Errorf("unmount: %w", err)
-	}
+	s.afterwards("look at the tree", err)
+	s.afterwards("unmount", s.settle(ctx))
 	u.Plain = s.rec.Head().Open == ""
-	return err
+	return nil
+}
+
+// afterwards tells of a step that failed when what was asked had been done: it
+// is tried again another time, and no reason to say that nothing happened.
+func (s *Session) afterwards(step string, err error) {
+	if err != nil {
+		s.o.Warn(fmt.Sprintf("done, but could not %s: %v", step, err))
+	}
 }
 
 // target chooses the open layer of the head to go to: the same one if the
@@ -283,8 +289,11 @@ func (s *Session) abandon(ctx context.Context, from snapshot.Head, entries []sna
 	if err != nil {
 		return false, err
 	}
-	if late, err = s.drv.Dirty(ctx, v); err != nil || !late {
-		return late, errors.Join(err, s.drv.Discard(ctx, from.Open))
+	if late, err = s.drv.Dirty(ctx, v); err != nil {
+		return false, err
+	}
+	if !late {
+		return false, s.drv.Discard(ctx, from.Open)
 	}
 	d, err := s.drift(ctx, from, v)
 	if err != nil {

@@ -270,9 +270,7 @@ func (s *Session) seal(ctx context.Context, p *snapshot.Snapshot, h snapshot.Hea
 }
 
 func (s *Session) commit(ctx context.Context, h snapshot.Head, entries ...snapshot.Snapshot) error {
-	err := s.sparing(func() error { return s.rec.Commit(h, s.flush(ctx), entries...) })
-	s.seq = s.rec.Head().Seq
-	return err
+	return s.moved(s.sparing(func() error { return s.rec.Commit(h, s.flush(ctx), entries...) }))
 }
 
 // push shows the record's open layer above the old one. If the old one is
@@ -354,7 +352,9 @@ func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash stri
 		return p, fmt.Errorf("record command: %w", err)
 	}
 	crash.Point("session.recorded")
-	done(p)
+	if s.doubt == nil {
+		done(p)
+	}
 	if h.Open == old {
 		return p, nil
 	}
@@ -362,7 +362,8 @@ func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash stri
 	if err == nil && len(held) == 0 {
 		err = s.maintain()
 	}
-	return p, err
+	s.afterwards("make the layer for the next command", err)
+	return p, nil
 }
 
 // count counts what the view's open layer changed.

@@ -73,6 +73,7 @@ type Session struct {
 	seq      uint64     // of the head that the shell's context belongs to
 	looked   bool       // see lookOnce
 	reserved bool       // see reserve
+	doubt    error      // the last move of the head is not confirmed (snapshot.IsUnconfirmed)
 	sh       *shell.Shell
 	starting *starting        // see startShell
 	next     snapshot.LayerID // prepared while a command ran, not used yet
@@ -148,10 +149,14 @@ func (s *Session) under(ctx context.Context, l *snapshot.Lock, f func() error) (
 	if err := s.rec.Reload(); err != nil {
 		return err
 	}
+	s.doubt = nil
 	if err := s.converge(ctx); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
-	return f()
+	if err := f(); err != nil {
+		return err
+	}
+	return s.doubt
 }
 
 // converge makes the tree agree with the record: it ends a command that was
@@ -200,8 +205,19 @@ func (s *Session) reshow(ctx context.Context) error {
 
 // move moves the head; the shell's context goes with it.
 func (s *Session) move(h snapshot.Head) error {
-	err := s.sparing(func() error { return s.rec.Move(h) })
+	return s.moved(s.sparing(func() error { return s.rec.Move(h) }))
+}
+
+// moved is told the outcome of a move. One that the disk does not confirm did
+// take place: the tree follows, and the operation ends with that error.
+func (s *Session) moved(err error) error {
 	s.seq = s.rec.Head().Seq
+	if err == nil {
+		s.doubt = nil
+	}
+	if snapshot.IsUnconfirmed(err) {
+		s.doubt, err = err, nil
+	}
 	return err
 }
 
@@ -223,7 +239,11 @@ func (s *Session) Close() error {
 		s.closeShell(st.sh)
 	}
 	s.upkeep.end(upkeepGrace)
-	return errors.Join(s.tidy(context.Background()), s.drv.Close())
+	err := s.tidy(context.Background())
+	if e := s.drv.Close(); e != nil { // of work that nobody waited for, and that is begun again
+		s.o.Warn("upkeep: " + e.Error())
+	}
+	return err
 }
 
 func (s *Session) tidy(ctx context.Context) error {

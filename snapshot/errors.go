@@ -78,3 +78,18 @@ func CodeOf(err error) Code {
 	}
 	return CodeInternal
 }
+
+func unconfirmed(cause error) error {
+	return &Error{
+		Code: CodeInternal, Msg: "what was asked is done, but the disk does not confirm it", Err: errors.Join(errUnconfirmed, cause),
+		Hint: "the tree shows it; look after the disk (dmesg), for a power cut may take it back",
+	}
+}
+
+// errUnconfirmed marks an operation that took place, of which the disk could not
+// say that it will last.
+var errUnconfirmed = errors.New("not synced")
+
+// IsUnconfirmed tells whether err is about something that did take place: head
+// and tree have moved, and only whether that outlives a power cut is in doubt.
+func IsUnconfirmed(err error) bool { return errors.Is(err, errUnconfirmed) }

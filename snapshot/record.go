@@ -153,12 +153,18 @@ func (r *Record) Move(h Head) error { return r.Commit(h, nil) }
 // durably: entries and head are staged, flush (the driver's Sync, which also
 // flushes this directory) makes them and the layers last, the renames follow,
 // and one sync of the directory ends it. A nil flush syncs the staged files
-// one by one and no layer. On error the old head stands.
-func (r *Record) Commit(h Head, flush func() error, entries ...Snapshot) error {
+// one by one and no layer. On error the old head stands, and nothing of the
+// new is left; but an error for which IsUnconfirmed holds came after the move.
+func (r *Record) Commit(h Head, flush func() error, entries ...Snapshot) (err error) {
 	h.Version, h.Seq = Version, r.at().Seq+1
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil && !IsUnconfirmed(err) {
+			err = errors.Join(err, r.unstage(entries))
+		}
+	}()
 	for _, s := range entries {
 		s.Version = Version
 		if err := r.stage(string(s.ID)+".json", s, flush == nil); err != nil {
@@ -181,12 +187,31 @@ func (r *Record) Commit(h Head, flush func() error, entries ...Snapshot) error {
 			return err
 		}
 	}
-	if err := durable.Exchange(filepath.Join(r.dir, "HEAD")); err != nil {
-		return errors.Join(fmt.Errorf("move head: %w", err), r.Reload())
+	err = durable.Exchange(filepath.Join(r.dir, "HEAD"))
+	if err != nil && !durable.IsPublished(err) {
+		return fmt.Errorf("move head: %w", err)
 	}
 	r.setHead(h)
 	crash.Point("record.moved")
+	if err != nil {
+		return unconfirmed(err)
+	}
 	return nil
+}
+
+// unstage removes what a Commit that failed had made. An entry that had its
+// name already is on nobody's chain.
+func (r *Record) unstage(entries []Snapshot) (err error) {
+	var names []string
+	for _, s := range entries {
+		names = append(names, string(s.ID)+".json.tmp", string(s.ID)+".json")
+	}
+	for _, n := range names {
+		if e := os.Remove(filepath.Join(r.dir, n)); !errors.Is(e, fs.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
 }
 
 func (r *Record) stage(name string, v any, sync bool) error {

@@ -19,7 +19,7 @@ import (
 // Write replaces path by data: it writes a temporary file beside it, syncs it,
 // renames it over path and syncs the directory (rename(2) replaces atomically;
 // only fsync of the directory makes the new name last, open(2) NOTES). On error
-// path is as it was. The mode of a new file is 0600.
+// path is as it was, unless IsPublished. The mode of a new file is 0600.
 func Write(path string, data []byte) error {
 	if err := Stage(path, data, true); err != nil {
 		return err
@@ -52,14 +52,26 @@ func Stage(path string, data []byte, sync bool) (err error) {
 	return f.Close()
 }
 
-// Publish renames the staged file over path and syncs the directory.
+// errPublished marks an error after the rename.
+var errPublished = errors.New("renamed, not synced")
+
+// IsPublished tells whether the file that Write or Publish failed with does
+// stand at its path: only the sync of the directory failed, so that a power cut
+// may bring the old one back.
+func IsPublished(err error) bool { return errors.Is(err, errPublished) }
+
+// Publish renames the staged file over path and syncs the directory. On error
+// path is as it was, unless IsPublished says otherwise.
 func Publish(path string) error {
 	crash.Point("durable.staged." + filepath.Base(path))
 	if err := os.Rename(path+".tmp", path); err != nil {
 		return errors.Join(err, ignoreGone(os.Remove(path+".tmp")))
 	}
 	crash.Point("durable.renamed." + filepath.Base(path))
-	return SyncDir(filepath.Dir(path))
+	if err := SyncDir(filepath.Dir(path)); err != nil {
+		return errors.Join(errPublished, err)
+	}
+	return nil
 }
 
 // SyncDir makes the names in dir last.
@@ -117,7 +129,8 @@ func StageSpare(path string, data []byte, sync bool) (err error) {
 
 // Exchange replaces path by its spare, atomically, and syncs the directory.
 // What path was is the spare then (renameat2(2), RENAME_EXCHANGE), or gone where
-// the filesystem cannot exchange.
+// the filesystem cannot exchange. On error path is as it was, unless IsPublished
+// says otherwise; then there is no spare, for on disk it may still be path.
 func Exchange(path string) error {
 	crash.Point("durable.staged." + filepath.Base(path))
 	err := unix.Renameat2(unix.AT_FDCWD, path+spare, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
@@ -128,7 +141,10 @@ func Exchange(path string) error {
 		return err
 	}
 	crash.Point("durable.renamed." + filepath.Base(path))
-	return SyncDir(filepath.Dir(path))
+	if err := SyncDir(filepath.Dir(path)); err != nil {
+		return errors.Join(errPublished, err, ignoreGone(os.Remove(path+spare)))
+	}
+	return nil
 }
 
 // spare is the suffix of a file that waits to be exchanged.

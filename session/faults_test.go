@@ -1,0 +1,292 @@
+package session
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/fallback"
+	"deployx/internal/faults"
+	"deployx/internal/testns"
+	"deployx/internal/treecmp"
+	"deployx/overlay"
+	"deployx/snapshot"
+)
+
+const envFaults = "DEPLOYX_TEST_FAULTS" // dir and driver, for the child
+
+// TestFaults makes the system calls of each operation that change a file
+// system or the mount table fail, one at a time, with ENOSPC or EIO: in a soak
+// all of them with both. The
+// operation then took place, or is reported as an error and left the tree and
+// the record as they were; and the next one works.
+func TestFaults(t *testing.T) {
+	if os.Getenv(envFaults) != "" {
+		playFaults(t)
+		return
+	}
+	if testing.Short() {
+		t.Skip("takes a minute")
+	}
+	ways := [][2]unix.Errno{{unix.ENOSPC, unix.EIO}}
+	if os.Getenv("DEPLOYX_SOAK") != "" {
+		ways = append(ways, [2]unix.Errno{unix.EIO, unix.ENOSPC})
+	}
+	for _, driver := range []string{overlay.Name, fallback.Name} {
+		for _, way := range ways {
+			t.Run(fmt.Sprintf("%s %v", driver, way[0]), func(t *testing.T) {
+				t.Parallel()
+				faultsChild(t, driver, way)
+			})
+		}
+	}
+}
+
+func faultsChild(t *testing.T, driver string, way [2]unix.Errno) {
+	dir := testns.NewImage(t, testns.ImageOptions{Size: 256 << 20}).Dir // the disk under /tmp may be busy
+	defer unmountAll(t, filepath.Join(dir, "srv", "app"))
+	n := 0
+	s := faults.Supervisor{Dirs: []string{dir}, At: func(string) unix.Errno { n++; return way[n%2] }}
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestFaults$", "-test.count=1", "-test.v")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s", envFaults, dir, driver))
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := s.Run(cmd); err != nil {
+		t.Fatalf("%v\n%s", err, out.String())
+	}
+	t.Logf("%d calls failed\n%s", n, out.String())
+	if n < 100 {
+		t.Errorf("only %d calls failed", n)
+	}
+}
+
+// A faultOp is an operation, and what comes before it.
+type faultOp struct {
+	name    string
+	prepare []func(*rig) error
+	do      func(*rig) error
+	runs    bool // a command: what it did stays when it cannot be recorded
+}
+
+var faultOps = []faultOp{
+	{"first run", nil, faultRun(0), true},
+	{"run", []func(*rig) error{faultRun(0)}, faultRun(1), true},
+	{"run over drift", []func(*rig) error{faultRun(0), faultDrift}, faultRun(1), true},
+	{"rollback", []func(*rig) error{faultRun(0), faultRun(1)}, back(1), false},
+	{"rollback of drift", []func(*rig) error{faultRun(0), faultRun(1), faultDrift}, faultBackAll, false},
+	{"rollback to base", []func(*rig) error{faultRun(0), faultRun(1)}, faultBackAll, false},
+	{"redo", []func(*rig) error{faultRun(0), faultRun(1), back(1)}, redo, false},
+	{"expire", []func(*rig) error{faultRun(0), faultRun(1), faultRun(2), back(1)}, faultExpire, false},
+	{"expire on a floor", []func(*rig) error{faultRun(0), faultRun(1)}, faultExpire, false},
+}
+
+var faultCommands = []string{
+	"mkdir -p d/e; echo one > d/f; echo one > d/e/g; echo $$ > /dev/null",
+	"rm -rf n; mv d n; echo two >> n/f; rm n/e/g; ln -s f n/l; chmod 600 n/f",
+	"echo three > three",
+}
+
+// faultRun runs a command that says on stdout that it ran.
+func faultRun(n int) func(*rig) error {
+	return func(r *rig) error {
+		var out bytes.Buffer
+		_, err := r.Run(context.Background(), Command{Text: "cd " + r.tree + "; " + faultCommands[n] + "; echo ran", Stdout: &out})
+		if err != nil && out.Len() > 0 {
+			return ranError{err}
+		}
+		return err
+	}
+}
+
+// A ranError is that of a command that did run.
+type ranError struct{ error }
+
+func (e ranError) Unwrap() error { return e.error }
+
+func faultDrift(r *rig) error {
+	return os.WriteFile(filepath.Join(r.tree, "theirs"), []byte("x"), 0o644)
+}
+
+func faultBackAll(r *rig) error {
+	_, err := r.Rollback(context.Background(), Target{All: true}, RollbackOptions{Drift: DriftDrop})
+	return err
+}
+
+func faultExpire(r *rig) error {
+	_, err := r.Expire(context.Background(), 0)
+	return err
+}
+
+// playFaults is the child.
+func playFaults(t *testing.T) {
+	dir, driver, _ := strings.Cut(os.Getenv(envFaults), " ")
+	if err := faults.Install(3); err != nil {
+		t.Fatal(err)
+	}
+	f := &faulty{rig: killRig(t, dir, driver), ctl: faults.Connect(3)}
+	for _, op := range faultOps {
+		t.Run(op.name, func(t *testing.T) { f.each(t, op) })
+	}
+	if err := f.Session.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+type faulty struct {
+	*rig
+	ctl faults.Control
+}
+
+// each fails one call after the other of op, until it has no more.
+func (f *faulty) each(t *testing.T, op faultOp) {
+	f.rig.TB = t
+	f.prepare(op)
+	if err := op.do(f.rig); err != nil {
+		t.Fatal(err)
+	}
+	after := readFiles(t, f.tree)
+	step, n := faultStep()
+	for ; ; n += step {
+		f.prepare(op)
+		before, head := picture(t, f.tree), f.onDisk()
+		if err := f.ctl.Arm(n); err != nil {
+			t.Fatal(err)
+		}
+		err := op.do(f.rig)
+		calls, chosen, e := f.ctl.Disarm()
+		if e != nil {
+			t.Fatal(e)
+		}
+		if chosen == "" && err == nil {
+			t.Logf("%d calls", calls)
+			return
+		}
+		if f.check(op, before, after, head, err, n); t.Failed() {
+			t.Fatalf("call %d of %d, %s: %v", n, calls, chosen, err)
+		}
+	}
+}
+
+// faultStep tells which calls fail: all in a soak, else every third, another
+// third every day.
+func faultStep() (step, first int) {
+	if os.Getenv("DEPLOYX_SOAK") != "" {
+		return 1, 1
+	}
+	return 3, 1 + time.Now().YearDay()%3
+}
+
+// prepare goes back to base, or the floor, and from there to where op begins.
+func (f *faulty) prepare(op faultOp) {
+	f.Helper()
+	if len(historyOf(f.TB.(*testing.T), f.rig)) > 0 {
+		if err := faultBackAll(f.rig); err != nil {
+			f.Fatal(err)
+		}
+	}
+	for _, do := range op.prepare {
+		if err := do(f.rig); err != nil {
+			f.Fatal(err)
+		}
+	}
+}
+
+// onDisk is the head as another process reads it.
+func (f *faulty) onDisk() snapshot.Head {
+	f.Helper()
+	r, err := snapshot.OpenRecord(filepath.Join(f.opts.Tree.Store, "record"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	return r.Head()
+}
+
+// check holds the tree and the record against what was reported, now and after
+// the next operation, which another process does every second time.
+func (f *faulty) check(op faultOp, before treecmp.Picture, after files, head snapshot.Head, err error, n int) {
+	f.Helper()
+	now := f.onDisk()
+	took := err == nil || op.runs && isRan(err) || snapshot.IsUnconfirmed(err)
+	f.shows(op, before, after, took)
+	if !took && now.Snapshot != head.Snapshot && !f.isDrift(now.Snapshot) {
+		f.Errorf("the head has moved from %s to %s, and an error was reported", head.Snapshot, now.Snapshot)
+	}
+	f.noStrays()
+	if n%2 == 0 {
+		if err := f.Session.Close(); err != nil {
+			f.Errorf("close: %v", err)
+		}
+		f.reopen()
+	}
+	if err := f.try("X=1"); err != nil {
+		f.Errorf("the next command: %v", err)
+	}
+	f.shows(op, before, after, took)
+	if rec := f.second(); rec.Reshown || rec.Unfinished != "" {
+		f.Errorf("something was left to do: %+v", rec)
+	}
+}
+
+func isRan(err error) bool {
+	_, ok := err.(ranError) //nolint:errorlint // nothing wraps it
+	return ok
+}
+
+func (f *faulty) isDrift(id snapshot.ID) bool {
+	r, err := snapshot.OpenRecord(filepath.Join(f.opts.Tree.Store, "record"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	e, err := r.Snapshot(id)
+	return err == nil && e.Kind == snapshot.KindDrift
+}
+
+func (f *faulty) shows(op faultOp, before treecmp.Picture, after files, took bool) {
+	f.Helper()
+	got := picture(f, f.tree)
+	switch {
+	case took:
+		if d := unlike(after, readFiles(f, f.tree)); len(d) > 0 {
+			f.Errorf("%s is said to be done:\n%s", op.name, strings.Join(d, "\n"))
+		}
+	default:
+		if d := treecmp.Diff(before, got, treecmp.Options{AnyNlink: true}); len(d) > 0 {
+			f.Errorf("%s is said to have failed:\n%s", op.name, d)
+		}
+	}
+}
+
+// noStrays: nothing half-written lies in the record.
+func (f *faulty) noStrays() {
+	f.Helper()
+	tmp, err := filepath.Glob(filepath.Join(f.opts.Tree.Store, "record", "*.tmp"))
+	if err != nil || len(tmp) > 0 {
+		f.Errorf("left behind: %v %v", tmp, err)
+	}
+}
+
+// second is what another process would find to do.
+func (f *faulty) second() Recovery {
+	f.Helper()
+	s, err := Open(context.Background(), f.opts)
+	if err != nil {
+		f.Fatal(err)
+	}
+	if err := s.exclusively(context.Background(), func() error { return nil }); err != nil {
+		f.Error(err)
+	}
+	r := s.Recovered()
+	s.upkeep.end(upkeepGrace)
+	if err := s.drv.Close(); err != nil {
+		f.Error(err)
+	}
+	return r
+}

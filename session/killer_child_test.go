@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -29,6 +30,7 @@ type note struct {
 	To      snapshot.ID `json:",omitempty"` // of rollback: the head it leads to, if not to base
 	Done    bool        `json:",omitempty"`
 	Head    snapshot.ID `json:",omitempty"` // when done
+	Left    snapshot.ID `json:",omitempty"` // when done: what redo goes to
 	Err     string      `json:",omitempty"`
 }
 
@@ -36,8 +38,9 @@ type killerChild struct {
 	*rig
 	rnd   *rand.Rand
 	token string
-	log   *os.File
+	log   io.Writer
 	n     int
+	cut   *cut // the power may go; nil if not
 }
 
 // playKiller works on the tree until it is killed, or has done enough.
@@ -66,12 +69,19 @@ func (c *killerChild) one() {
 	n, do := c.choose()
 	n.N = c.n
 	c.note(n)
+	c.cut.begin(n.Op)
 	if err := do(); err != nil {
 		n.Err = err.Error()
 		c.note(n)
-		c.Fatal(err)
+		if !c.cut.happened() {
+			c.Fatal(err)
+		}
+		return
 	}
-	n.Done, n.Head = true, c.rec.Head().Snapshot
+	h := c.rec.Head()
+	if n.Done, n.Head = true, h.Snapshot; len(h.Redo) > 0 {
+		n.Left = h.Redo[len(h.Redo)-1].Snapshot
+	}
 	c.note(n)
 }
 
@@ -86,7 +96,7 @@ func (c *killerChild) note(n note) {
 }
 
 func (c *killerChild) choose() (note, func() error) {
-	switch c.rnd.IntN(20) {
+	switch c.cut.steer(c.n, c.rnd.IntN(20)) {
 	case 0, 1, 2, 3, 4:
 		if n, do := c.chooseRollback(); do != nil {
 			return n, do
@@ -124,10 +134,10 @@ func (c *killerChild) choose() (note, func() error) {
 	for i := range c.rnd.IntN(5) {
 		ch := randomChange(c.rnd, fmt.Sprintf("%s.%d.%d", c.token, c.n, i))
 		n.Changes = append(n.Changes, ch)
-		text = append(text, ch.text())
+		text = append(text, ch.text(), "echo changed")
 	}
 	return n, func() error {
-		r, err := c.Run(context.Background(), Command{Text: strings.Join(text, "\n")})
+		r, err := c.Run(context.Background(), Command{Text: strings.Join(text, "\n"), Stdout: c.cut})
 		if err == nil && r.Snapshot.ExitCode != 0 {
 			err = fmt.Errorf("exit status %d: %s", r.Snapshot.ExitCode, r.Tail)
 		}

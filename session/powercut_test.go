@@ -1,0 +1,180 @@
+package session
+
+import (
+	"bytes"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/fallback"
+	"deployx/internal/crash"
+	"deployx/internal/testns"
+	"deployx/overlay"
+	"deployx/snapshot"
+)
+
+// How many power cuts there are, on both drivers and both filesystems together.
+const (
+	powerCuts     = 200
+	powerCutsSoak = 4000
+)
+
+// TestPowerCut takes the power away at random moments of random operations, and
+// in the middle of commands: what was not flushed is lost, and everything fails
+// from then on. On the filesystem mounted again, what was reported complete must
+// be there; the operation that was cut off took place or did not, or is a command
+// recorded as unfinished. The next to open finds nothing to do.
+func TestPowerCut(t *testing.T) {
+	cuts := powerCuts
+	if testing.Short() {
+		cuts = 20
+	}
+	if os.Getenv("DEPLOYX_SOAK") != "" {
+		cuts = powerCutsSoak
+	}
+	for _, driver := range []string{overlay.Name, fallback.Name} {
+		for _, fs := range []string{"ext4", "xfs"} {
+			t.Run(driver+" "+fs, func(t *testing.T) { cutMany(t, driver, fs, cuts/4) })
+		}
+	}
+}
+
+// A cut takes the power away at its moment: a named point of the code, or when
+// the command says something.
+type cut struct {
+	dir   string
+	in    string       // the kind of operation in which points count; "" is any
+	left  atomic.Int64 // points until then
+	lines atomic.Int64 // lines of a command until then
+	now   atomic.Bool  // such an operation is under way
+	done  atomic.Bool
+}
+
+// begin tells that an operation begins.
+func (c *cut) begin(op string) {
+	if c != nil {
+		c.now.Store(c.in == "" || c.in == op)
+	}
+}
+
+// steer leads to the kind of operation after some others.
+func (c *cut) steer(n, roll int) int {
+	if c == nil || n < 4 {
+		return roll
+	}
+	switch {
+	case c.in == "gc" && n%2 == 0:
+		return 7
+	case c.in == "gc":
+		return 19
+	case c.in == "rollback", c.in == "redo" && n%2 == 0:
+		return 0
+	case c.in == "redo":
+		return 5
+	}
+	return roll
+}
+
+func (c *cut) point(string) {
+	if c.now.Load() && c.left.Add(-1) <= 0 {
+		c.power()
+	}
+}
+
+// Write is the output of a command. It serves a nil cut too.
+func (c *cut) Write(p []byte) (int, error) {
+	if c != nil && c.lines.Add(-int64(bytes.Count(p, []byte{'\n'}))) <= 0 {
+		c.power()
+	}
+	return len(p), nil
+}
+
+func (c *cut) happened() bool { return c != nil && c.done.Load() }
+
+// power is EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN, without a flush of the journal.
+func (c *cut) power() {
+	const goingDown, noLogFlush = 0x8004587d, 2
+	if c.done.Swap(true) {
+		return
+	}
+	fd, err := unix.Open(c.dir, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(fd, goingDown, noLogFlush)
+		unix.Close(fd) //nolint:errcheck // only read
+	}
+	if err != nil {
+		panic(fmt.Sprint("shutdown: ", err))
+	}
+}
+
+func cutMany(t *testing.T, driver, fs string, cuts int) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 2))
+	size := int64(128 << 20)
+	if fs == "xfs" {
+		size = 0 // the least it takes
+	}
+	img := testns.NewImage(t, testns.ImageOptions{Type: fs, Size: size})
+	k := &killer{
+		TB: t, dir: img.Dir, driver: driver, powerCut: true,
+		at: map[snapshot.ID]files{"": {}}, now: files{}, found: map[string]int{},
+	}
+	log := filepath.Join(t.TempDir(), "log")
+	defer unmountAll(t, filepath.Join(k.dir, "srv", "app"))
+	for round := range cuts {
+		k.untilCut(rnd, log, round)
+		unmountAll(t, filepath.Join(k.dir, "srv", "app"))
+		img.Unmount()
+		img.Mount()
+		last, ops := k.replay(log)
+		k.check(last)
+		if t.Failed() {
+			t.Fatalf("round %d, the power went in:\n%s", round, ops)
+		}
+	}
+	t.Logf("cut in: %v", k.found)
+	for _, what := range []string{"run", "rollback", "redo", "gc", "unfinished"} {
+		if cuts >= 50 && k.found[what] == 0 {
+			t.Errorf("no cut in the middle of a %s", what)
+		}
+	}
+}
+
+// untilCut works on the tree until the power goes.
+func (k *killer) untilCut(rnd *rand.Rand, log string, round int) {
+	k.Helper()
+	out, err := os.Create(log)
+	if err != nil {
+		k.Fatal(err)
+	}
+	defer out.Close() //nolint:errcheck // a test's
+	c := &cut{dir: k.dir}
+	c.lines.Store(math.MaxInt32)
+	c.left.Store(math.MaxInt32)
+	switch c.in = []string{"", "", "rollback", "redo", "gc"}[round%5]; {
+	case round%5 == 0:
+		c.lines.Store(1 + rnd.Int64N(8))
+	case c.in == "":
+		c.left.Store(1 + rnd.Int64N(80))
+	default:
+		c.left.Store(1 + rnd.Int64N(15))
+	}
+	w := &killerChild{rig: killRig(k.TB, k.dir, k.driver), rnd: rnd, token: fmt.Sprint("r", round), log: out, cut: c}
+	restore := crash.SetHook(c.point)
+	defer restore()
+	for ; !c.happened(); w.n++ {
+		if w.n > 100 {
+			k.Fatal("the power does not go")
+		}
+		w.one()
+	}
+	w.Session.Close() //nolint:errcheck // nothing works any more
+}

@@ -65,3 +65,14 @@ func TestCrash(t *testing.T) { limits.Crash(t, opener(Options{})) }
 
 // TestCrashPlain is the same in the plain layout.
 func TestCrashPlain(t *testing.T) { limits.Crash(t, opener(Options{Plain: true})) }
+
+// TestCrashOld is the same in the ways of old kernels. make vm-test runs
+// TestCrash on those.
+func TestCrashOld(t *testing.T) {
+	if os.Getenv("DEPLOYX_SOAK") == "" {
+		t.Skip("runs with DEPLOYX_SOAK=1 (make soak), and on old kernels as TestCrash (make vm-test)")
+	}
+	o := limits
+	o.Gap = true
+	o.Crash(t, opener(Options{Old: true}))
+}

@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"deployx/internal/crash"
 )
 
 // moveMountBeneath is MOVE_MOUNT_BENEATH of linux/mount.h (kernel 6.5).
@@ -19,9 +22,12 @@ type features struct {
 	lowerFD  bool // FSCONFIG_SET_FD for layers, 6.13
 	lowerdir bool // one lowerdir+ per layer, 6.5 (else mount(2) with a bounded string)
 	beneath  bool // MOVE_MOUNT_BENEATH, 6.5
+	cloneAny bool // open_tree clones of a mount that is attached nowhere, 6.15
 }
 
-func allFeatures() features { return features{lowerFD: true, lowerdir: true, beneath: true} }
+func allFeatures() features {
+	return features{lowerFD: true, lowerdir: true, beneath: true, cloneAny: true}
+}
 
 // spec is an overlay superblock to make: lowers newest first.
 type spec struct {
@@ -134,7 +140,7 @@ func (f *features) configure(fd int, s spec, d specDirs) error {
 	}
 	for i, l := range d.lowers {
 		err := f.setDir(fd, "lowerdir+", l)
-		if errors.Is(err, unix.EINVAL) && i == 0 {
+		if i == 0 && (errors.Is(err, unix.EINVAL) || errors.Is(err, errNoLowerdir)) {
 			return errNoLowerdir
 		}
 		if err != nil {
@@ -154,10 +160,16 @@ func (f *features) configure(fd int, s spec, d specDirs) error {
 }
 
 // setDir names a directory by its descriptor, and where the kernel cannot
-// (before 6.13), by a name that stands for the descriptor.
+// (before 6.13), by a name that stands for the descriptor. An overlay of before
+// 6.5 knows no fsconfig: the kernel keeps a string for it, takes anything in there
+// until the end, and no descriptors (EOPNOTSUPP, fsconfig in fs/fsopen.c).
 func (f *features) setDir(fd int, key string, dir *os.File) error {
 	if f.lowerFD {
 		err := unix.FsconfigSetFd(fd, key, int(dir.Fd()))
+		if errors.Is(err, unix.EOPNOTSUPP) {
+			f.lowerFD = false
+			return errNoLowerdir
+		}
 		if !errors.Is(err, unix.EINVAL) {
 			return err
 		}
@@ -187,18 +199,60 @@ func mountByString(s spec, d specDirs, stage string) (_ *os.File, err error) {
 		return nil, fmt.Errorf("mount overlay: %d layers need %d bytes of options, this kernel takes %d",
 			len(s.lowers), len(opts), os.Getpagesize()-1)
 	}
-	if err := os.MkdirAll(stage, 0o700); err != nil {
+	if err := makeStage(stage); err != nil {
 		return nil, err
 	}
 	if err := unix.Mount(s.source, stage, "overlay", 0, opts); err != nil {
 		return nil, &fs.PathError{Op: "mount overlay", Path: stage, Err: err}
 	}
-	defer func() {
-		if e := unix.Unmount(stage, 0); e != nil {
-			err = errors.Join(err, &fs.PathError{Op: "umount", Path: stage, Err: e})
-		}
-	}()
+	crash.Point("overlay.staged")
+	defer func() { err = errors.Join(err, clearStage(stage)) }()
 	return openTree(unix.AT_FDCWD, stage, unix.OPEN_TREE_CLONE)
+}
+
+// part is a detached mount of what name is in the detached mount m, which it
+// closes where it must. Kernels before 6.15 clone only what is attached in our
+// namespace: there m is on stage for a moment.
+func (f *features) part(m *os.File, name, stage string) (_ *os.File, err error) {
+	if f.cloneAny {
+		sub, err := openTree(int(m.Fd()), name, unix.OPEN_TREE_CLONE)
+		if !errors.Is(err, unix.EINVAL) {
+			return sub, err
+		}
+		f.cloneAny = false
+	}
+	if err := makeStage(stage); err != nil {
+		return nil, err
+	}
+	if err := attach(m, stage, 0); err != nil {
+		return nil, err
+	}
+	crash.Point("overlay.staged")
+	defer func() {
+		err = errors.Join(err, m.Close(), clearStage(stage)) // m would hold the mount
+	}()
+	return openTree(unix.AT_FDCWD, filepath.Join(stage, name), unix.OPEN_TREE_CLONE)
+}
+
+// makeStage makes the directory in which mounts are attached for a moment.
+func makeStage(stage string) error {
+	if err := os.MkdirAll(stage, 0o700); err != nil {
+		return err
+	}
+	return clearStage(stage)
+}
+
+// clearStage takes off it what is attached, or was left by one who was killed.
+func clearStage(stage string) error {
+	if _, err := os.Lstat(stage); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for !sameMount(stage, filepath.Dir(stage)) {
+		if err := unix.Unmount(stage, unix.UMOUNT_NOFOLLOW); err != nil {
+			return &fs.PathError{Op: "umount", Path: stage, Err: err}
+		}
+	}
+	return nil
 }
 
 // openTree is open_tree(2): a handle on the mount at path, or with

@@ -132,11 +132,6 @@ func text(err error) string {
 // swap tries the atomic change of mounts and the proof after it.
 func (p *prober) swap(m *os.File) {
 	at := filepath.Join(p.dir, "at")
-	second, err := openTree(int(m.Fd()), "", unix.OPEN_TREE_CLONE|unix.AT_EMPTY_PATH)
-	if !p.try("clone a mount", err) {
-		return
-	}
-	defer second.Close() //nolint:errcheck // a mount handle
 	if !p.try("mount over a directory", attach(m, at, 0)) {
 		return
 	}
@@ -148,6 +143,11 @@ func (p *prober) swap(m *os.File) {
 			}
 		}
 	}()
+	second, err := openTree(unix.AT_FDCWD, at, unix.OPEN_TREE_CLONE)
+	if !p.try("clone a mount", err) {
+		return
+	}
+	defer second.Close() //nolint:errcheck // a mount handle
 	err = attach(second, at, moveMountBeneath)
 	p.note("swap without a gap (MOVE_MOUNT_BENEATH, Linux 6.5)", err == nil, false,
 		orElse(text(err), "", "each swap shows base for some microseconds: "))

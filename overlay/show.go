@@ -174,10 +174,13 @@ func (d *Driver) detached(v snapshot.View) (*os.File, error) {
 	if err != nil || d.name == "" {
 		return m, err
 	}
-	sub, err := openTree(int(m.Fd()), d.name, unix.OPEN_TREE_CLONE)
+	sub, err := d.has.part(m, d.name, d.stage())
 	d.letGo(m)
 	return sub, err
 }
+
+// stage is where older kernels have a mount attached for a moment.
+func (d *Driver) stage() string { return filepath.Join(d.layers, "stage") }
 
 // build makes the superblock of v. It looks at nothing in the layers but their
 // roots, so they need not be sealed yet.
@@ -188,7 +191,7 @@ func (d *Driver) build(v snapshot.View) (*os.File, error) {
 	if err := d.noteBelow(v.Open, units); err != nil {
 		return nil, err
 	}
-	m, err := d.has.newOverlay(s, filepath.Join(d.layers, "stage"))
+	m, err := d.has.newOverlay(s, d.stage())
 	if err != nil {
 		return nil, fmt.Errorf("mount %d layers on %q: %w", len(s.lowers), d.tree, err)
 	}
@@ -315,7 +318,7 @@ func (d *Driver) Hide(ctx context.Context) error {
 		}
 		if open == "" {
 			d.gone.Wait()
-			return errors.Join(d.below.close(), d.unbindBase())
+			return errors.Join(d.below.close(), d.unbindBase(), clearStage(d.stage()))
 		}
 		if err := d.refuseHolders(ctx); err != nil {
 			return err

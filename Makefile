@@ -38,7 +38,13 @@ lint:
 fuzz:
 	scripts/fuzz.sh $(GO) 10s
 
-bench:
+# SIZES: files in the trees that are compared with other ways; a million needs
+# 12 GB and an hour. TRY: the script of github.com/binpash/try, if it is wanted.
+SIZES ?= 100,10000
+TRY   ?=
+
+bench: build
+	$(GO) run ./bench -sizes $(SIZES) -try "$(TRY)" -out docs native compare huge
 	$(GO) test -run '^$$' -bench . -benchtime 200x ./session ./overlay ./fallback ./shell ./socketio ./agent
 
 soak:

@@ -20,6 +20,8 @@ type rollback struct {
 	Tree    string          `json:"tree"`
 	DryRun  bool            `json:"dry_run,omitempty"`
 	Drift   session.OnDrift `json:"drift,omitempty"`
+	// Restart the units of stale processes.
+	Restart bool `json:"restart_stale,omitempty"`
 }
 
 func (b rollback) key() key {
@@ -35,6 +37,7 @@ func (b rollback) options() session.RollbackOptions {
 
 func readRollback(f *fields) rollback {
 	b := rollback{Tree: f.text("tree", 4096), DryRun: f.flag("dry_run", false)}
+	b.Restart = f.flag("restart_stale", false)
 	if f.has("action") {
 		if s := f.text("action", 100); s != "rollback" {
 			f.wrong("action", `"rollback"`)
@@ -247,8 +250,26 @@ func (a *Agent) rollBack(ctx context.Context, s Session, b rollback, asked bool)
 		}
 	}
 	u, err := s.Rollback(ctx, session.Target{ID: b.ID, Batch: b.Batch}, b.options())
-	a.reportRollback(b, a.rolledBack(b, u, err))
+	done := a.rolledBack(b, u, err)
+	if err == nil {
+		done.Restarted, done.Warning = a.restartStale(ctx, b, u)
+	}
+	a.reportRollback(b, done)
 	return u, err
+}
+
+// restartStale restarts the services that go on with what was undone, if that
+// was asked for. The undo is done whatever comes of it.
+func (a *Agent) restartStale(ctx context.Context, b rollback, u session.Undo) (units []string, warning string) {
+	if !b.Restart || b.DryRun {
+		return nil, ""
+	}
+	units, err := session.RestartStale(ctx, u.Stale)
+	if err != nil {
+		a.log.WithError(err).WithField("tree", b.Tree).Warn("Not all stale processes were restarted")
+		warning = err.Error()
+	}
+	return units, warning
 }
 
 // name says what is undone.

@@ -56,6 +56,7 @@ type Driver struct {
 	runs  runs
 	below below
 	gone  sync.WaitGroup // closing what Show replaced
+	views *os.File       // see noteView
 
 	merging  merging
 	standing standing
@@ -155,6 +156,10 @@ func (d *Driver) Sync(context.Context) error { return durable.SyncFilesystem(d.l
 // Close gives up what was prepared. The mount stays.
 func (d *Driver) Close() error {
 	d.gone.Wait()
+	if d.views != nil {
+		d.views.Close() //nolint:errcheck // derived
+		d.views = nil
+	}
 	return errors.Join(d.giveUp(), d.below.close())
 }
 

@@ -90,6 +90,7 @@ func redirectLimit() (n int) {
 // remember spares the next Shown a look at mountinfo.
 func (d *Driver) remember(open snapshot.LayerID) {
 	if id, err := mountID(d.tree); err == nil {
+		d.noteView(id)
 		d.shown = shownMount{id, open}
 	}
 }

@@ -33,6 +33,8 @@ type Undo struct {
 	// their layers; KeptAs the entry that holds it now.
 	Kept   []snapshot.Change
 	KeptAs *snapshot.Snapshot
+	// Stale are processes that go on with what was undone.
+	Stale []Stale
 }
 
 // RollbackOptions refine a rollback.
@@ -204,10 +206,12 @@ func (s *Session) goTo(ctx context.Context, from, to snapshot.Head, u *Undo, sta
 		return err
 	}
 	s.dropShell()
+	var before sight
 	if changed {
 		if err := s.refusePinned(ctx); err != nil {
 			return err
 		}
+		before = s.look()
 	}
 	if err := s.commit(ctx, to, entries...); err != nil {
 		return err
@@ -227,6 +231,7 @@ func (s *Session) goTo(ctx context.Context, from, to snapshot.Head, u *Undo, sta
 		u.Late = u.Late || t.Late
 	}
 	u.Duration = time.Since(start)
+	u.Stale = before.stale(func() ([]snapshot.Change, error) { return s.changesOf(ctx, u.Dropped) })
 	shown, err := s.drv.Shown(ctx)
 	u.Verified = err == nil && shown == s.rec.Head().Open
 	s.afterwards("look at the tree", err)

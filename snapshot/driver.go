@@ -115,6 +115,13 @@ type Deriver interface {
 	Derived(ctx context.Context) (Usage, error)
 }
 
+// A Viewer is a driver that shows each view by a mount of its own. Views are the
+// mounts that have shown the tree since the host was booted, as far as that is
+// known, by their unique ids (STATX_MNT_ID_UNIQUE).
+type Viewer interface {
+	Views() map[uint64]bool
+}
+
 // Transition tells what a Show did.
 type Transition struct {
 	// Swapped is false when the tree showed the view already.

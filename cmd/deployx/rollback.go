@@ -18,6 +18,7 @@ type rollbackFlags struct {
 	batch       string
 	last        int
 	all, dryRun bool
+	restart     bool
 	drift       string
 }
 
@@ -35,7 +36,8 @@ What others changed between the commands is kept: it stays in the tree, on top o
 what the rollback goes back to. Where that cannot be, since a command changed the
 same paths, the rollback is refused and names them. --drift drop drops what others
 changed as well, --drift refuse refuses if there is any. A tree that running
-processes hold is refused too, and they are named.
+processes hold is refused too, and they are named. Processes that go on with files
+that were undone are named afterwards; --restart-stale restarts their services.
 
 Exit status: 0 done; 1 refused or failed, and the tree is as it was; 2 usage.`,
 		ValidArgsFunction: a.completeID(false),
@@ -51,6 +53,7 @@ Exit status: 0 done; 1 refused or failed, and the tree is as it was; 2 usage.`,
 
 func registerUndo(c *cobra.Command, f *rollbackFlags, drift string) {
 	c.Flags().BoolVar(&f.dryRun, "dry-run", false, "tell what would be done and do nothing")
+	c.Flags().BoolVar(&f.restart, "restart-stale", false, "restart the systemd services that go on with files that were undone")
 	c.Flags().StringVar(&f.drift, "drift", string(session.DriftKeep), "with changes that others made: "+drift)
 }
 
@@ -104,7 +107,9 @@ func (a *app) rollback(ctx context.Context, f rollbackFlags, args []string) erro
 		if err != nil {
 			return err
 		}
-		return a.undone(u, wire.Rollback(u), string(target.ID), f.batch)
+		r := wire.Rollback(u)
+		r.Restarted, err = f.restartStale(ctx, u)
+		return errors.Join(a.undone(u, r, string(target.ID), f.batch), err)
 	})
 	return a.undoFailed(f, args, err)
 }
@@ -153,6 +158,7 @@ func (a *app) tellUndo(u session.Undo, verb string) {
 	if u.DryRun {
 		return
 	}
+	a.tellStale(u)
 	if u.Late {
 		a.say("deployx: somebody wrote to the tree in the moment before: that went too; deployx redo shows it")
 	}
@@ -180,6 +186,29 @@ func (a *app) tellKept(u session.Undo) {
 	if more := k.Total - most; more > 0 {
 		a.say("deployx: %s %d more", verb, more)
 	}
+}
+
+// tellStale names who should be restarted.
+func (a *app) tellStale(u session.Undo) {
+	for _, p := range u.Stale[:min(10, len(u.Stale))] {
+		who := fmt.Sprintf("%s (pid %d", printable(p.Name), p.PID)
+		if p.Unit != "" {
+			who += ", " + printable(p.Unit)
+		}
+		a.say("deployx: %s) goes on with what was there before: %s %s", who, p.Why, printable(p.Path))
+	}
+	if more := len(u.Stale) - 10; more > 0 {
+		a.say("deployx: and %d more; --json lists them", more)
+	}
+}
+
+// restartStale restarts what is stale, if that was asked for. The undo is done
+// whatever comes of it.
+func (f rollbackFlags) restartStale(ctx context.Context, u session.Undo) ([]string, error) {
+	if !f.restart || u.DryRun {
+		return nil, nil
+	}
+	return session.RestartStale(ctx, u.Stale)
 }
 
 func (a *app) redoCmd() *cobra.Command {
@@ -220,8 +249,9 @@ func (a *app) redo(ctx context.Context, f rollbackFlags, args []string) error {
 		if err != nil {
 			return err
 		}
+		units, restart := f.restartStale(ctx, u)
 		if a.json {
-			return a.redone(u)
+			return errors.Join(a.redone(u, units), restart)
 		}
 		if u.DryRun {
 			for _, e := range u.Dropped {
@@ -231,21 +261,22 @@ func (a *app) redo(ctx context.Context, f rollbackFlags, args []string) error {
 			return nil
 		}
 		a.tellKept(u)
+		a.tellStale(u)
 		for _, e := range u.Dropped {
 			a.say("deployx: brought back %s  %s", short(e.ID), oneLine(e.Command, 60))
 		}
 		a.say("deployx: %d done again in %s", len(u.Dropped), u.Duration.Round(100*time.Microsecond))
-		return nil
+		return restart
 	})
 }
 
-func (a *app) redone(u session.Undo) error {
+func (a *app) redone(u session.Undo, restarted []string) error {
 	ids := []string{}
 	for _, e := range u.Dropped {
 		ids = append(ids, string(e.ID))
 	}
 	return a.encode(map[string]any{
 		"event": "redo_completed", "success": true, "redone": ids, "dry_run": u.DryRun, "verified": u.Verified,
-		"duration_ms": float64(u.Duration) / float64(time.Millisecond), "kept": wire.KeptIn(u),
+		"duration_ms": float64(u.Duration) / float64(time.Millisecond), "kept": wire.KeptIn(u), "stale": u.Stale, "restarted": restarted,
 	})
 }

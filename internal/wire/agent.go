@@ -135,6 +135,7 @@ type AgentRolledBack struct {
 	RolledBack
 	CommandID string            `json:"command_id,omitempty"`
 	Processes []snapshot.Holder `json:"processes,omitempty"`
+	Warning   string            `json:"warning,omitempty"`
 }
 
 // SnapshotList is snapshots_list_result.
@@ -178,12 +179,16 @@ type Redone struct {
 	DurationMS float64  `json:"duration_ms"`
 	CWD        string   `json:"cwd,omitempty"`
 	Kept       *Kept    `json:"kept,omitempty"`
-	Error      string   `json:"error,omitempty"`
-	Code       string   `json:"code,omitempty"`
+
+	Stale     []session.Stale `json:"stale,omitempty"`
+	Restarted []string        `json:"restarted,omitempty"`
+
+	Error string `json:"error,omitempty"`
+	Code  string `json:"code,omitempty"`
 }
 
 // Redo makes the payload of a redo.
 func Redo(u session.Undo, ok bool) Redone {
 	r := Rollback(u)
-	return Redone{Success: ok, Redone: r.RolledBack, DryRun: u.DryRun, Verified: u.Verified, DurationMS: r.DurationMS, CWD: u.Dir, Kept: r.Kept}
+	return Redone{Success: ok, Redone: r.RolledBack, DryRun: u.DryRun, Verified: u.Verified, DurationMS: r.DurationMS, CWD: u.Dir, Kept: r.Kept, Stale: r.Stale}
 }

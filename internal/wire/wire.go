@@ -135,9 +135,13 @@ type RolledBack struct {
 	DryRun     bool     `json:"dry_run,omitempty"`
 	Plain      bool     `json:"unmounted,omitempty"`
 	Kept       *Kept    `json:"kept,omitempty"`
-	Error      string   `json:"error,omitempty"`
-	Code       string   `json:"code,omitempty"`
-	Paths      []string `json:"paths,omitempty"`
+
+	Stale     []session.Stale `json:"stale,omitempty"`     // at most keptPaths
+	Restarted []string        `json:"restarted,omitempty"` // units
+
+	Error string   `json:"error,omitempty"`
+	Code  string   `json:"code,omitempty"`
+	Paths []string `json:"paths,omitempty"`
 }
 
 // Rollback makes the payload of a rollback that was done, or would be.
@@ -145,6 +149,7 @@ func Rollback(u session.Undo) RolledBack {
 	r := RolledBack{
 		Success: true, RolledBack: []string{}, CWD: u.Dir, Verified: u.Verified, DryRun: u.DryRun, Plain: u.Plain,
 		DurationMS: float64(u.Duration) / float64(time.Millisecond), Kept: KeptIn(u),
+		Stale: u.Stale[:min(keptPaths, len(u.Stale))],
 	}
 	for _, s := range u.Dropped {
 		r.RolledBack = append(r.RolledBack, string(s.ID))

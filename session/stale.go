@@ -1,0 +1,303 @@
+package session
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/snapshot"
+)
+
+// Stale is a process that goes on with a file of the tree that a rollback or a
+// redo has replaced or removed: it should be restarted.
+type Stale struct {
+	PID  int    `json:"pid"`
+	Unit string `json:"unit,omitempty"` // the systemd unit that it belongs to
+	Name string `json:"name"`           // comm, see proc_pid_comm(5)
+	Path string `json:"path"`           // below the tree
+	Why  string `json:"why"`            // "executable reverted", "open file removed", …
+}
+
+// A hand is one way in which one process has a file of the tree.
+type hand struct {
+	pid  int
+	how  string
+	path string // below the tree, as it was opened
+	old  bool   // the tree did not show this file any more, even before
+	stat unix.Statx_t
+}
+
+// A sight is the tree before it is changed, so that afterwards processes can be
+// told that go on with what it showed then.
+type sight struct {
+	tree  string
+	mount uint64
+	views map[uint64]bool // mounts that showed the tree before, see snapshot.Viewer
+	dev   string          // as proc_pid_maps(5) writes it
+	hands []hand
+	taken bool // hands were looked for before: afterwards they have lost their names
+}
+
+const statxHand = unix.STATX_BASIC_STATS | unix.STATX_MNT_ID | unix.STATX_MNT_ID_UNIQUE
+
+// look takes the sight. Where the tree is changed in place a replaced file's name
+// is lost, so that processes are looked at before; where a mount is swapped they
+// are known by the old mount, and looked at when the tree shows the new one.
+func (s *Session) look() (g sight) {
+	g.tree = s.o.Tree.Path
+	var st unix.Statx_t
+	if unix.Statx(unix.AT_FDCWD, g.tree, unix.AT_SYMLINK_NOFOLLOW, statxHand, &st) != nil {
+		return g
+	}
+	if v, ok := s.drv.(snapshot.Viewer); ok && st.Mask&unix.STATX_MNT_ID_UNIQUE != 0 {
+		g.views = v.Views()
+	}
+	g.mount, g.dev = st.Mnt_id, fmt.Sprintf(" %02x:%02x ", st.Dev_major, st.Dev_minor)
+	if _, limit := s.drv.Depth(snapshot.View{}); limit == 0 {
+		g.taken = true
+		g.hands = g.find()
+	}
+	return g
+}
+
+// stale compares what processes have with what the tree shows now. It costs one
+// look at every process, and is done when the tree is shown already. undone lists
+// what was undone: it is asked only if a process has a file that the tree did not
+// show any more even before.
+func (g sight) stale(undone func() ([]snapshot.Change, error)) (list []Stale) {
+	if g.mount == 0 {
+		return nil
+	}
+	if !g.taken {
+		g.hands = g.find()
+	}
+	type one struct {
+		pid  int
+		path string
+	}
+	told := map[one]bool{}
+	var f *footprint
+	for _, h := range g.hands {
+		what := g.fate(h)
+		if what == "" || told[one{h.pid, h.path}] {
+			continue
+		}
+		if h.old && f == nil {
+			changes, err := undone()
+			if err != nil {
+				continue
+			}
+			all := footprintOf(changes, true)
+			f = &all
+		}
+		if h.old && !f.touched[h.path] && !f.covers(h.path) {
+			continue
+		}
+		told[one{h.pid, h.path}] = true
+		list = append(list, Stale{h.pid, unitOf(h.pid), commOf(h.pid), h.path, h.how + " " + what})
+	}
+	return list
+}
+
+// fate tells what became of the file that a process has; "" if the tree still
+// shows it.
+func (g sight) fate(h hand) string {
+	var now unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, filepath.Join(g.tree, h.path), unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_BASIC_STATS, &now)
+	switch {
+	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR):
+		return "removed"
+	case err != nil:
+		return ""
+	case now.Mode&unix.S_IFMT != h.stat.Mode&unix.S_IFMT || now.Ino != h.stat.Ino:
+		return "reverted"
+	case now.Mode&unix.S_IFMT == unix.S_IFDIR: // in place, and entries come and go in it
+		return ""
+	case now.Size != h.stat.Size || now.Mtime != h.stat.Mtime:
+		return "reverted"
+	}
+	return ""
+}
+
+// find looks at every process but this one.
+func (g sight) find() (hands []hand) {
+	names, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil
+	}
+	for _, dir := range names {
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		hands = append(hands, g.of(pid, dir)...)
+	}
+	return hands
+}
+
+func (g sight) of(pid int, dir string) (hands []hand) {
+	for _, l := range [][2]string{{"exe", "executable"}, {"cwd", "working directory"}, {"root", "root directory"}} {
+		hands = g.add(hands, pid, l[1], dir+"/"+l[0])
+	}
+	for _, at := range g.mapped(dir) {
+		hands = g.add(hands, pid, "mapped file", dir+"/map_files/"+at)
+	}
+	fds, err := os.ReadDir(dir + "/fd")
+	if err != nil {
+		return hands // it has ended, or is not ours to look at
+	}
+	for _, fd := range fds {
+		hands = g.add(hands, pid, "open file", dir+"/fd/"+fd.Name())
+	}
+	return hands
+}
+
+// mapped lists the mappings of files that may be the tree's, as map_files names
+// them.
+func (g sight) mapped(dir string) (ranges []string) {
+	b, err := os.ReadFile(dir + "/maps")
+	if err != nil {
+		return nil
+	}
+	for line := range bytes.Lines(b) {
+		if !bytes.Contains(line, []byte(g.dev)) && !bytes.Contains(line, []byte(" "+g.tree+"/")) && !(len(g.views) > 0 && bytes.Contains(line, []byte(" 00:"))) {
+			continue // an overlay has a device without a major number
+		}
+		// map_files leaves out the zeros that maps writes (proc_pid_map_files(5)).
+		from, rest, _ := bytes.Cut(line, []byte("-"))
+		to, _, _ := bytes.Cut(rest, []byte(" "))
+		ranges = append(ranges, trimZeros(from)+"-"+trimZeros(to))
+	}
+	return ranges
+}
+
+func trimZeros(hex []byte) string {
+	if s := strings.TrimLeft(string(hex), "0"); s != "" {
+		return s
+	}
+	return "0"
+}
+
+// add takes what a link below /proc leads to, if that is the tree's.
+func (g sight) add(hands []hand, pid int, how, link string) []hand {
+	h := hand{pid: pid, how: how}
+	err := unix.Statx(unix.AT_FDCWD, link, unix.AT_NO_AUTOMOUNT, statxHand, &h.stat)
+	if err != nil {
+		return hands
+	}
+	target, err := os.Readlink(link)
+	if err != nil || !strings.HasPrefix(target, "/") {
+		return hands
+	}
+	target, h.old = strings.CutSuffix(target, " (deleted)")
+	shown := h.stat.Mnt_id == g.mount
+	h.old = h.old || !shown && !g.taken
+	switch {
+	case inside(target, g.tree):
+		if h.path, err = filepath.Rel(g.tree, target); err != nil {
+			return hands
+		}
+	case (shown || g.views[h.stat.Mnt_id]) && !g.taken: // a mount that is shown no more names its files from its own root
+		if h.path = strings.TrimPrefix(target, "/"); h.path == "" {
+			h.path = "."
+		}
+	default:
+		return hands
+	}
+	return append(hands, h)
+}
+
+func commOf(pid int) string {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
+	if err != nil {
+		return "?"
+	}
+	return strings.TrimSuffix(string(b), "\n")
+}
+
+// unitOf finds a process's systemd unit by its control group; "" if it has none.
+func unitOf(pid int) string {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	if err != nil {
+		return ""
+	}
+	return unitIn(string(b))
+}
+
+// unitIn reads proc_pid_cgroup(5): the unit is the last component that is one,
+// in the hierarchy that systemd uses.
+func unitIn(cgroup string) string {
+	for line := range strings.Lines(cgroup) {
+		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(f) != 3 || f[1] != "" && f[1] != "name=systemd" {
+			continue
+		}
+		parts := strings.Split(f[2], "/")
+		for _, p := range slices.Backward(parts) {
+			if strings.HasSuffix(p, ".service") || strings.HasSuffix(p, ".scope") {
+				return p
+			}
+		}
+	}
+	return ""
+}
+
+// restartWait bounds how long systemctl may take.
+const restartWait = 2 * time.Minute
+
+// RestartStale restarts the units that stale processes belong to, each once. It
+// returns those that were restarted. Processes that belong to no service are
+// named in the error; so is why systemd could not do it.
+func RestartStale(ctx context.Context, stale []Stale) (units []string, err error) {
+	var loose []snapshot.Holder
+	for _, p := range stale {
+		switch {
+		case !strings.HasSuffix(p.Unit, ".service"):
+			if !slices.ContainsFunc(loose, func(h snapshot.Holder) bool { return h.PID == p.PID }) {
+				loose = append(loose, snapshot.Holder{PID: p.PID, Name: p.Name, How: p.Why, Path: p.Path})
+			}
+		case !slices.Contains(units, p.Unit):
+			units = append(units, p.Unit)
+		}
+	}
+	if len(units) > 0 {
+		if err := systemctl(ctx, units); err != nil {
+			return nil, err
+		}
+	}
+	if len(loose) > 0 {
+		return units, &snapshot.Error{
+			Code: snapshot.CodeUnsupported, Msg: "the rollback is done, but these belong to no systemd service and were not restarted:",
+			Holders: loose, Hint: "restart them by hand",
+		}
+	}
+	return units, nil
+}
+
+func systemctl(ctx context.Context, units []string) error {
+	ctx, cancel := context.WithTimeout(ctx, restartWait)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "systemctl", append([]string{"restart", "--"}, units...)...).CombinedOutput()
+	if err == nil {
+		return nil
+	}
+	hint := "restart by hand: " + strings.Join(units, ", ")
+	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+		hint = "this host has no systemctl; " + hint
+	}
+	return &snapshot.Error{
+		Code: snapshot.CodeUnsupported, Msg: "the rollback is done, but systemd did not restart what is stale",
+		Err: fmt.Errorf("systemctl restart: %w %s", err, bytes.TrimSpace(out)), Hint: hint,
+	}
+}

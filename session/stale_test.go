@@ -1,0 +1,147 @@
+package session
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"deployx/snapshot"
+)
+
+// server starts a program from the tree that has a file of it open, and waits
+// until it runs.
+func (r *rig) server(t *testing.T, dir, text string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(r.tree, "bash"), append([]string{"-c", text + "; echo up; read x"}, args...)...)
+	cmd.Dir = dir
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(in.Close(), cmd.Wait()); err != nil && cmd.ProcessState.ExitCode() != 1 { // read found the end
+			t.Error(err)
+		}
+	})
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "up\n" {
+		t.Fatal(line, err)
+	}
+	return cmd
+}
+
+func ofPID(list []Stale, pid int) (why []string) {
+	for _, s := range list {
+		if s.PID == pid {
+			why = append(why, s.Path+" "+s.Why)
+		}
+	}
+	return why
+}
+
+// TestStale: a process that runs a program, or reads a file, that an undo
+// replaced or removed is named; one with files that stayed is not.
+func TestStale(t *testing.T) {
+	onBoth(t, func(t *testing.T, r *rig) {
+		r.outside("cp $(command -v bash) bash; echo same > same; echo old > old")
+		r.in("echo 1 > one")
+		id := r.in("cp bash new && mv new bash; echo new > old; echo x > gone; mkdir d").Snapshot.ID
+		stale := r.server(t, "/", "exec 3<"+r.tree+"/old 4<"+r.tree+"/same 5<"+r.tree+"/gone")
+		calm := exec.Command("sleep", "1000")
+		calm.Dir = "/"
+		f, err := os.Open(filepath.Join(r.tree, "same"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		calm.ExtraFiles = []*os.File{f}
+		if err := errors.Join(calm.Start(), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := calm.Process.Kill(); err != nil {
+				t.Error(err)
+			}
+			_ = calm.Wait() // killed
+		})
+		r.in("echo later > later; touch same2") // a process may hold a view of long ago
+		u := r.rollback(id)
+		got := strings.Join(ofPID(u.Stale, stale.Process.Pid), "; ")
+		if got != "bash executable reverted; old open file reverted; gone open file removed" {
+			t.Errorf("stale: %q in %+v", got, u.Stale)
+		}
+		if why := ofPID(u.Stale, calm.Process.Pid); len(why) > 0 {
+			t.Errorf("a process whose file did not change: %q", why)
+		}
+		u, err = r.Redo(context.Background(), 1, RollbackOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if why := ofPID(u.Stale, calm.Process.Pid); len(why) > 0 {
+			t.Errorf("redo: a process whose file did not change: %q", why)
+		}
+	})
+}
+
+func TestUnitIn(t *testing.T) {
+	for cgroup, want := range map[string]string{
+		"0::/system.slice/nginx.service\n":                                      "nginx.service",
+		"0::/system.slice/system-getty.slice/getty@tty1.service\n":              "getty@tty1.service",
+		"0::/user.slice/user-0.slice/session-3.scope\n":                         "session-3.scope",
+		"0::/system.slice/docker-0123.scope/init\n":                             "docker-0123.scope",
+		"12:pids:/x.service\n1:name=systemd:/system.slice/cron.service\n0::/\n": "cron.service",
+		"0::/system.slice/php8.2-fpm.service/worker\n":                          "php8.2-fpm.service",
+		"0::/\n": "",
+		"":       "",
+		"0::/user.slice/user-1000.slice/user@1000.service/app.slice/app-x.service\n":              "app-x.service",
+		"4:memory:/system.slice/a.service\n0::/kubepods.slice/pod1/cri-containerd-0.scope\nbad\n": "cri-containerd-0.scope",
+	} {
+		if got := unitIn(cgroup); got != want {
+			t.Errorf("%q: want %q, got %q", cgroup, want, got)
+		}
+	}
+}
+
+// TestRestartStale restarts each unit once, by a systemctl that only notes what
+// it was told.
+func TestRestartStale(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	fake := "#!/bin/sh\necho \"$@\" >> " + dir + "/told\ncase \"$*\" in *bad*) echo no such unit; exit 5;; esac\n"
+	if err := os.WriteFile(filepath.Join(dir, "systemctl"), []byte(fake), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	units, err := RestartStale(context.Background(), []Stale{{PID: 1, Unit: "a.service"}, {PID: 2, Unit: "a.service"}, {PID: 3, Unit: "b@1.service"}})
+	if err != nil || strings.Join(units, " ") != "a.service b@1.service" {
+		t.Errorf("%q %v", units, err)
+	}
+	units, err = RestartStale(context.Background(), []Stale{{PID: 1, Unit: "a.service"}, {PID: 7, Name: "x", Unit: "session-1.scope"}, {PID: 8, Name: "y"}})
+	var e *snapshot.Error
+	if !errors.As(err, &e) || len(e.Holders) != 2 || len(units) != 1 {
+		t.Errorf("%q %v", units, err)
+	}
+	if _, err = RestartStale(context.Background(), []Stale{{PID: 1, Unit: "bad.service"}}); err == nil || !strings.Contains(err.Error(), "no such unit") {
+		t.Error(err)
+	}
+	if units, err := RestartStale(context.Background(), nil); err != nil || len(units) > 0 {
+		t.Error(units, err)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "told"))
+	if want := "restart -- a.service b@1.service\nrestart -- a.service\nrestart -- bad.service\n"; err != nil || string(b) != want {
+		t.Errorf("told %q, %v", b, err)
+	}
+	t.Setenv("PATH", filepath.Join(dir, "empty"))
+	if _, err := RestartStale(context.Background(), []Stale{{PID: 1, Unit: "a.service"}}); err == nil || !strings.Contains(err.Error(), "no systemctl") {
+		t.Error(err)
+	}
+}

@@ -17,6 +17,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"go.uber.org/goleak"
 
+	"deployx/internal/heard"
 	"deployx/socketio"
 )
 
@@ -32,6 +33,7 @@ type got struct {
 	m    map[string]any
 }
 
+func (g got) String() string       { return fmt.Sprintf("%s %.200s", g.name, g.raw) }
 func (g got) str(k string) string  { s, _ := g.m[k].(string); return s }
 func (g got) num(k string) float64 { n, _ := g.m[k].(float64); return n }
 func (g got) yes(k string) bool    { b, _ := g.m[k].(bool); return b }
@@ -46,15 +48,15 @@ type backend struct {
 	gate   atomic.Pointer[chan struct{}] // closed to let the handlers go on
 	header chan http.Header
 
+	events heard.Log[got]
+
 	mu      sync.Mutex
-	changed chan struct{}
-	events  []got
 	sockets []*socketio.Socket
 }
 
 func newBackend(t testing.TB, cfg socketio.ServerConfig) *backend {
 	t.Helper()
-	b := &backend{t: t, changed: make(chan struct{}), auth: make(chan json.RawMessage, 10_000), header: make(chan http.Header, 10_000)}
+	b := &backend{t: t, auth: make(chan json.RawMessage, 10_000), header: make(chan http.Header, 10_000)}
 	b.srv = socketio.NewServer(cfg)
 	n := b.srv.Of("/")
 	n.Auth(func(s *socketio.Socket) error {
@@ -99,11 +101,7 @@ func (b *backend) keep(e *socketio.Event) {
 	if err := json.Unmarshal(g.raw, &g.m); err != nil {
 		b.t.Errorf("%s: %v", e.Name, err)
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.events = append(b.events, g)
-	close(b.changed)
-	b.changed = make(chan struct{})
+	b.events.Add(g)
 }
 
 // freeze makes the handlers wait until thaw.
@@ -114,17 +112,7 @@ func (b *backend) freeze() (thaw func()) {
 }
 
 // all are the events that came so far and are wanted.
-func (b *backend) all(want func(got) bool) []got {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var list []got
-	for _, g := range b.events {
-		if want(g) {
-			list = append(list, g)
-		}
-	}
-	return list
-}
+func (b *backend) all(want func(got) bool) []got { return b.events.Find(want) }
 
 // named wants events of a name, with an id in one of their fields if it is not
 // empty.
@@ -137,37 +125,7 @@ func named(name, id string) func(got) bool {
 // wait waits for n events that are wanted, and returns them.
 func (b *backend) wait(n int, what string, want func(got) bool) []got {
 	b.t.Helper()
-	timer := time.NewTimer(soon)
-	defer timer.Stop()
-	var list []got
-	for seen := 0; ; {
-		b.mu.Lock()
-		changed, fresh := b.changed, b.events[seen:]
-		b.mu.Unlock()
-		seen += len(fresh)
-		for _, g := range fresh {
-			if want(g) {
-				list = append(list, g)
-			}
-		}
-		if len(list) >= n {
-			return list
-		}
-		select {
-		case <-changed:
-		case <-timer.C:
-			b.t.Fatalf("no %s within %v; the last were\n%s", what, soon, b.last(20))
-		}
-	}
-}
-
-// last tells of the last events.
-func (b *backend) last(n int) string {
-	var lines []string
-	for _, g := range b.all(func(got) bool { return true }) {
-		lines = append(lines, fmt.Sprintf("%s %.200s", g.name, g.raw))
-	}
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+	return b.events.Wait(b.t, soon, n, what, want)
 }
 
 func (b *backend) one(name, id string) got {

@@ -6,7 +6,6 @@ import (
 	"os"
 	"slices"
 	"testing"
-	"time"
 
 	"deployx/socketio"
 )
@@ -119,10 +118,10 @@ func TestOutputDoesNotWaitForAcks(t *testing.T) {
 		}
 		return n == size
 	}
-	b.until("all of the output", func() bool { return whole(b.all(named("command_output", "c"))) })
+	b.events.Until(t, soon, "all of the output", func() bool { return whole(b.all(named("command_output", "c"))) })
 	first := len(b.all(named("command_output", "c")))
 	b.srv.Drop()
-	b.until("all of it again", func() bool { return whole(b.all(named("command_output", "c"))[first:]) })
+	b.events.Until(t, soon, "all of it again", func() bool { return whole(b.all(named("command_output", "c"))[first:]) })
 	for i, g := range b.all(named("command_output", "c")) {
 		if int(g.num("seq")) != i%first {
 			t.Fatalf("piece %d has seq %v", i, g.num("seq"))
@@ -162,25 +161,5 @@ func TestWhatCannotBeNotedIsNotRun(t *testing.T) {
 	a.stop()
 	if err := real.Close(); err != nil {
 		t.Error(err)
-	}
-}
-
-// until waits until something holds, looking whenever an event has come.
-func (b *backend) until(what string, holds func() bool) {
-	b.t.Helper()
-	timer := time.NewTimer(soon)
-	defer timer.Stop()
-	for {
-		b.mu.Lock()
-		changed := b.changed
-		b.mu.Unlock()
-		if holds() {
-			return
-		}
-		select {
-		case <-changed:
-		case <-timer.C:
-			b.t.Fatalf("no %s within %v; the last were\n%s", what, soon, b.last(20))
-		}
 	}
 }

@@ -129,21 +129,7 @@ func TestAgentCutUnderLoad(t *testing.T) {
 
 // soon waits a little for an event that is wanted.
 func (b *board) soon(want func(got) bool, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	for {
-		b.mu.Lock()
-		changed := b.changed
-		b.mu.Unlock()
-		if len(b.find(want)) > 0 {
-			return true
-		}
-		select {
-		case <-changed:
-		case <-timer.C:
-			return false
-		}
-	}
+	return b.events.Within(d, func() bool { return len(b.find(want)) > 0 })
 }
 
 // TestAgentFrozenServer: a server that stands still for longer than the

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"deployx/internal/heard"
 	"deployx/internal/testns"
 )
 
@@ -52,17 +53,15 @@ type board struct {
 	errs  bytes.Buffer
 	ended chan struct{}
 
-	mu      sync.Mutex
-	changed chan struct{}
-	events  []got // over all its lives
-	asked   int
+	events heard.Log[got] // over all its lives
+	asked  int
 }
 
 func kinds() []string { return []string{"node", "python"} }
 
 func startBoard(t testing.TB, kind string, env ...string) *board {
 	t.Helper()
-	b := &board{t: t, kind: kind, env: env, port: "0", changed: make(chan struct{})}
+	b := &board{t: t, kind: kind, env: env, port: "0"}
 	b.start()
 	t.Cleanup(func() {
 		b.kill()
@@ -136,11 +135,7 @@ func (b *board) read(out io.Reader, ended chan struct{}) {
 			b.t.Errorf("%s: %v", line, err)
 			return
 		}
-		b.mu.Lock()
-		b.events = append(b.events, g)
-		close(b.changed)
-		b.changed = make(chan struct{})
-		b.mu.Unlock()
+		b.events.Add(g)
 	}
 }
 
@@ -158,44 +153,12 @@ func (b *board) kill() {
 func (b *board) addr() string { return "127.0.0.1:" + b.port }
 func (b *board) url() string  { return "http://" + b.addr() }
 
-func (b *board) find(want func(got) bool) []got {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var list []got
-	for _, g := range b.events {
-		if want(g) {
-			list = append(list, g)
-		}
-	}
-	return list
-}
+func (b *board) find(want func(got) bool) []got { return b.events.Find(want) }
 
 // wait waits for n events that are wanted.
 func (b *board) wait(n int, want func(got) bool) []got {
 	b.t.Helper()
-	timer := time.NewTimer(soon)
-	defer timer.Stop()
-	for {
-		b.mu.Lock()
-		changed := b.changed
-		b.mu.Unlock()
-		if list := b.find(want); len(list) >= n {
-			return list
-		}
-		select {
-		case <-changed:
-		case <-timer.C:
-			b.t.Fatalf("not within %v; the last were\n%s", soon, b.last(25))
-		}
-	}
-}
-
-func (b *board) last(n int) string {
-	var lines []string
-	for _, g := range b.find(func(g got) bool { return g.Event != "agent_heartbeat" }) {
-		lines = append(lines, fmt.Sprintf("%.250s", fmt.Sprint(g)))
-	}
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+	return b.events.Wait(b.t, soon, n, fmt.Sprintf("%d of the event", n), want)
 }
 
 func (b *board) one(name, id string) got {
@@ -266,7 +229,8 @@ func (b *board) ask(event string, payload any) got {
 type host struct {
 	t      testing.TB
 	binary string
-	dir    string // holds app (the tree) and state
+	env    []string // beside ours
+	dir    string   // holds app (the tree) and state
 
 	cmd  *exec.Cmd
 	log  logged
@@ -338,6 +302,7 @@ func (h *host) run(url string, flags ...string) {
 		"--reconnect-min", "20ms", "--reconnect-max", "200ms", "--reconnect-refused", "20ms",
 	}, flags...)
 	h.cmd = h.command(args...)
+	h.cmd.Env = append(os.Environ(), h.env...)
 	h.cmd.Stdout, h.cmd.Stderr = &h.log, &h.log
 	if err := h.cmd.Start(); err != nil {
 		h.t.Fatal(err)
@@ -401,3 +366,5 @@ func (h *host) rss() int {
 	}
 	return n
 }
+
+func uid(fi os.FileInfo) uint32 { return fi.Sys().(*syscall.Stat_t).Uid }

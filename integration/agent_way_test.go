@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"deployx/internal/heard"
@@ -214,5 +215,35 @@ func TestAgentUser(t *testing.T) {
 	out, err := h.command("--url", web.URL, "--tree", h.tree(), "--state", h.state(), "--user", "nosuchuser").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), `"nosuchuser"`) {
 		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestAgentMemory: at rest the agent takes at most 25 MiB, and at most 64 while
+// it streams.
+func TestAgentMemory(t *testing.T) {
+	b, h := newHome(t), newHost(t)
+	web := httptest.NewServer(b.srv)
+	t.Cleanup(web.Close)
+	var came atomic.Int64
+	b.srv.Of("/").On("command_output", func(_ *socketio.Socket, e *socketio.Event) {
+		n, _ := outputOf(e.Arg(0))
+		came.Add(int64(n))
+		_ = e.Ack(context.Background())
+	})
+	h.run(web.URL, "--log-level", "warn")
+	s := <-b.sockets
+	b.one("agent_heartbeat", "")
+	if rss := h.rss(); rss > 25<<10 {
+		t.Errorf("%d KiB at rest", rss)
+	}
+	const size = 100 << 20
+	stop := h.watch()
+	b.send(s, "execute_command", obj{"command_id": "c", "command": fmt.Sprintf("yes 'some text, as builds print it' | head -c %d", size)})
+	done := b.one("command_completed", "c")
+	if rss := stop(); rss > 64<<10 {
+		t.Errorf("%d KiB while it streamed", rss)
+	}
+	if n := came.Load(); n != size || !done.ok() {
+		t.Errorf("%d of %d bytes came: %v", n, size, done.Payload["success"])
 	}
 }

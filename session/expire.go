@@ -23,24 +23,21 @@ type Expired struct {
 // one layer, and newer snapshots go on working; what was rolled back before
 // that goes for good. The tree need not be idle and never leaves view.
 func (s *Session) Collect(ctx context.Context, age time.Duration, dry bool) (x Expired, err error) {
-	err = s.exclusively(ctx, func() error {
-		x, err = s.expire(ctx, time.Now().Add(-age), dry)
-		return err
-	})
-	return x, err
+	return s.CollectTo(ctx, Retention{Age: age}, dry)
 }
 
-func (s *Session) expire(ctx context.Context, before time.Time, dry bool) (x Expired, err error) {
+func (s *Session) expire(ctx context.Context, r Retention, dry bool) (x Expired, err error) {
 	h := s.rec.Head()
-	floor, err := s.expiring(h, before, &x)
+	o := s.over(ctx, r)
+	floor, err := s.expiring(h, o, &x)
 	if err != nil {
 		return x, err
 	}
-	kept, err := s.keptRedo(h, floor, before)
+	kept, err := s.keptRedo(h, floor, o)
 	if err != nil {
 		return x, err
 	}
-	if err := s.gone(h, kept, before, &x); err != nil || dry {
+	if err := s.gone(h, kept, o, &x); err != nil || dry {
 		return x, err
 	}
 	return x, s.giveUp(ctx, h, floor, kept, &x)
@@ -49,6 +46,9 @@ func (s *Session) expire(ctx context.Context, before time.Time, dry bool) (x Exp
 // giveUp makes an entry the floor, if one is given, keeps only those rollbacks
 // that can be taken back, and removes what x lists.
 func (s *Session) giveUp(ctx context.Context, h snapshot.Head, floor snapshot.ID, kept []snapshot.Frame, x *Expired) (err error) {
+	if err := s.refusePins(x); err != nil {
+		return err
+	}
 	if floor != "" || !slices.Equal(kept, h.Redo) {
 		h.Redo = kept
 		if floor != "" {
@@ -72,16 +72,27 @@ func (s *Session) giveUp(ctx context.Context, h snapshot.Head, floor snapshot.ID
 	return s.sweep(ctx, x)
 }
 
-// expiring finds the newest applied entry that is old enough, and lists what is
-// at or below it. An entry whose layer a newer one shares is not yet.
-func (s *Session) expiring(h snapshot.Head, before time.Time, x *Expired) (floor snapshot.ID, err error) {
+// expiring finds the newest applied entry that is over the bounds, and lists what
+// is at or below it. An entry whose layer a newer one shares is not yet, nor is one
+// that a pin needs.
+func (s *Session) expiring(h snapshot.Head, o *over, x *Expired) (floor snapshot.ID, err error) {
 	above := h.Open
+	free, err := s.foldable(h)
+	if err != nil {
+		return "", err
+	}
 	for e, err := range s.rec.Chain(h.Snapshot) {
 		if err != nil {
 			return "", err
 		}
-		if floor == "" && e.Started.Before(before) && (e.Layer == "" || e.Layer != above) {
-			floor = e.ID
+		if floor == "" {
+			over, err := o.next(e)
+			if err != nil {
+				return "", err
+			}
+			if over && (free == nil || free[e.ID]) && (e.Layer == "" || e.Layer != above) {
+				floor = e.ID
+			}
 		}
 		if e.Layer != "" {
 			above = e.Layer
@@ -95,27 +106,35 @@ func (s *Session) expiring(h snapshot.Head, before time.Time, x *Expired) (floor
 }
 
 // keptRedo are the rollbacks that can still be taken back: those that lead to a
-// young entry above the floor.
-func (s *Session) keptRedo(h snapshot.Head, floor snapshot.ID, before time.Time) (kept []snapshot.Frame, err error) {
-	for _, f := range h.Redo {
-		young, standing := false, floor == ""
+// young entry above the floor, as far as there is room for them.
+func (s *Session) keptRedo(h snapshot.Head, floor snapshot.ID, o *over) (kept []snapshot.Frame, err error) {
+	for _, f := range slices.Backward(h.Redo) {
+		young, standing, large := false, floor == "", false
 		for e, err := range s.rec.Chain(f.Snapshot) {
 			if err != nil {
 				return nil, err
 			}
-			young = young || e.ID == f.Snapshot && !e.Started.Before(before)
+			if large, err = o.large(e); err != nil {
+				return nil, err
+			}
+			young = young || e.ID == f.Snapshot && !e.Started.Before(o.before)
 			standing = standing || e.ID == floor
 		}
-		if young && standing {
+		if young && standing && !large {
 			kept = append(kept, f)
 		}
 	}
+	slices.Reverse(kept)
 	return kept, nil
 }
 
-// gone lists the rolled-back entries that no redo leads to and that are old.
-func (s *Session) gone(h snapshot.Head, redo []snapshot.Frame, before time.Time, x *Expired) error {
-	live := map[snapshot.ID]bool{}
+// gone lists the rolled-back entries that no redo leads to, no pin needs, and that
+// are over the bounds: after the applied ones.
+func (s *Session) gone(h snapshot.Head, redo []snapshot.Frame, o *over, x *Expired) error {
+	live, err := s.held()
+	if err != nil {
+		return err
+	}
 	for _, top := range append([]snapshot.Frame{{Snapshot: h.Snapshot}}, redo...) {
 		for e, err := range s.rec.Chain(top.Snapshot) {
 			if err != nil {
@@ -128,7 +147,7 @@ func (s *Session) gone(h snapshot.Head, redo []snapshot.Frame, before time.Time,
 	if err != nil {
 		return err
 	}
-	for _, id := range all {
+	for _, id := range slices.Backward(all) {
 		if live[id] || h.Floor != nil && id <= h.Floor.Snapshot {
 			continue
 		}
@@ -136,10 +155,13 @@ func (s *Session) gone(h snapshot.Head, redo []snapshot.Frame, before time.Time,
 		if err != nil {
 			return err
 		}
-		if e.Started.Before(before) {
+		if over, err := o.next(e); err != nil {
+			return err
+		} else if over {
 			x.Undone = append(x.Undone, id)
 		}
 	}
+	slices.Reverse(x.Undone)
 	return nil
 }
 
@@ -232,7 +254,7 @@ func sweepFiles(live map[string]bool, dirs ...string) error {
 
 // Expire is Collect and EmptyTrash, and counts what expired.
 func (s *Session) Expire(ctx context.Context, age time.Duration) (n int, err error) {
-	x, err := s.Collect(ctx, age, false)
+	x, err := s.CollectTo(ctx, Retention{Age: age, Last: s.o.KeepLast, Bytes: s.o.KeepBytes}, false)
 	if err != nil {
 		return 0, err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	"deployx/snapshot"
 )
@@ -49,7 +48,7 @@ func (s *Session) forget(ctx context.Context, id snapshot.ID, older bool, x *Exp
 		return standing(id, fmt.Sprintf("older ones below it: %d", n), x.Snapshots[:n],
 			"clean those up first, or all of them together with include_older")
 	}
-	kept, err := s.keptRedo(h, id, time.Time{})
+	kept, err := s.keptRedo(h, id, &over{})
 	if err != nil {
 		return err
 	}

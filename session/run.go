@@ -68,6 +68,9 @@ func (s *Session) Run(ctx context.Context, c Command) (r Result, err error) {
 }
 
 func (s *Session) run(ctx context.Context, c Command) (Result, error) {
+	if err := s.preflight(); err != nil {
+		return Result{}, err
+	}
 	if err := s.reserve(); err != nil {
 		return Result{}, err
 	}

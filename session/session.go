@@ -53,6 +53,11 @@ type Options struct {
 	// Fast leaves out the flush of a command's layer before it is reported
 	// complete: a power cut may then lose what it did.
 	Fast bool
+	// KeepLast and KeepBytes are bounds of Expire beside its age; see Retention.
+	KeepLast  int
+	KeepBytes int64
+	// MinFree is what must be free for a command to run.
+	MinFree MinFree
 	// Wait bounds the wait for another deployx that holds the tree; 0 waits
 	// as long as the context does.
 	Wait time.Duration

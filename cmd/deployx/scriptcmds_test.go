@@ -63,7 +63,7 @@ func signalCmd(ts *testscript.TestScript, neg bool, args []string) {
 
 func environ(ts *testscript.TestScript) []string {
 	var env []string
-	for _, k := range []string{"PATH", "HOME", "TMPDIR", "WORK", "TREE", "DEPLOYX_STATE", "LANG", "DEPLOYX_TESTNS", envDriver} {
+	for _, k := range []string{"PATH", "HOME", "TMPDIR", "WORK", "TREE", "DEPLOYX_STATE", "DEPLOYX_MIN_FREE", "LANG", "DEPLOYX_TESTNS", envDriver} {
 		if v := ts.Getenv(k); v != "" {
 			env = append(env, k+"="+v)
 		}

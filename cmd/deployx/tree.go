@@ -29,6 +29,9 @@ type sessionFlags struct {
 	wait                 time.Duration
 	maxBytes             int64
 	exclude              []string
+	minFree              freeFlag
+	keepLast             int
+	keepBytes            sizeFlag
 }
 
 func (f *sessionFlags) register(c *cobra.Command, runs bool) {
@@ -38,12 +41,26 @@ func (f *sessionFlags) register(c *cobra.Command, runs bool) {
 	if !runs {
 		return
 	}
+	f.minFree = freeFlag(defaultFree())
+	fl.Var(&f.minFree, "min-free", "refuse a command when less than this is free where the layers are (env DEPLOYX_MIN_FREE)")
 	fl.StringVar(&f.durability, "durability", "full", "full: on disk before it is reported; fast: a power cut may lose it")
 	fl.StringVar(&f.shell, "shell", "", "the `shell` to use (default bash)")
 	fl.StringVar(&f.user, "user", "", "run commands as this `user`")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "set `K=V` for the commands of this call; K alone passes ours on")
 	fl.Int64Var(&f.maxBytes, "max-bytes", 0, "copy driver: refuse a tree larger than this many `bytes`")
 	fl.StringArrayVar(&f.exclude, "exclude", nil, "copy driver: leave paths that match this `pattern` alone")
+}
+
+// defaultFree is that of DEPLOYX_MIN_FREE, else 5 %. What cannot be is told by
+// open.
+func defaultFree() session.MinFree {
+	f := freeFlag{Percent: 5}
+	if s := os.Getenv("DEPLOYX_MIN_FREE"); s != "" {
+		if err := f.Set(s); err != nil {
+			return session.MinFree{Percent: 5}
+		}
+	}
+	return session.MinFree(f)
 }
 
 // stateDir is the absolute path of the state directory.
@@ -186,10 +203,16 @@ func (a *app) open(ctx context.Context, t snapshot.Tree) (*session.Session, erro
 	default:
 		return nil, usageError{fmt.Errorf("--durability is full or fast, not %q", f.durability)}
 	}
+	if v := os.Getenv("DEPLOYX_MIN_FREE"); v != "" && f.minFree != (freeFlag{}) {
+		if err := new(freeFlag).Set(v); err != nil {
+			return nil, usageError{fmt.Errorf("DEPLOYX_MIN_FREE: %w", err)}
+		}
+	}
 	return session.Open(ctx, session.Options{
 		State: snapshot.NewState(a.stateDir()), Tree: t, OpenDriver: a.openDriver,
 		Shell:    shell.Options{Program: f.shell, User: f.user, Env: a.environment()},
 		OnPinned: session.OnPinned(f.onPinned), Fast: f.durability == "fast", Wait: f.wait,
+		MinFree: session.MinFree(f.minFree), KeepLast: f.keepLast, KeepBytes: int64(f.keepBytes),
 		Waiting: func(err error) { a.say("deployx: waiting: %v", err) },
 		Warn:    func(s string) { a.say("deployx: warning: %s", s) },
 	})

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"deployx/session"
+)
+
+// sizeFlag is a number of bytes, with K, M, G or T for the powers of 1024.
+type sizeFlag int64
+
+func (f *sizeFlag) String() string { return strconv.FormatInt(int64(*f), 10) }
+func (f *sizeFlag) Type() string   { return "size" }
+
+// Set takes 1048576, 500M, 2G.
+func (f *sizeFlag) Set(s string) error {
+	n, err := parseSize(s)
+	*f = sizeFlag(n)
+	return err
+}
+
+func parseSize(s string) (int64, error) {
+	digits, unit := s, int64(1)
+	if i := strings.IndexAny("KMGT", strings.ToUpper(s[max(0, len(s)-1):])); s != "" && i >= 0 {
+		digits, unit = s[:len(s)-1], 1<<(10*(i+1))
+	}
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || n < 0 || n > (1<<62)/unit {
+		return 0, fmt.Errorf("a size is bytes, or a number with K, M, G or T: not %q", s)
+	}
+	return n * unit, nil
+}
+
+// freeFlag is how much of a filesystem must be free: a size, or a share as 5%.
+type freeFlag session.MinFree
+
+func (f *freeFlag) Type() string { return "size|N%" }
+
+func (f *freeFlag) String() string {
+	if f.Bytes == 0 {
+		return fmt.Sprintf("%g%%", f.Percent)
+	}
+	return strconv.FormatInt(f.Bytes, 10)
+}
+
+// Set takes 5%, 2G, 0.
+func (f *freeFlag) Set(s string) error {
+	*f = freeFlag{}
+	if share, ok := strings.CutSuffix(s, "%"); ok {
+		n, err := strconv.ParseFloat(share, 64)
+		if err != nil || !(n >= 0 && n < 100) {
+			return fmt.Errorf("a share is 0%% to 99%%: not %q", s)
+		}
+		f.Percent = n
+		return nil
+	}
+	n, err := parseSize(s)
+	f.Bytes = n
+	return err
+}

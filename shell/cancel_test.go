@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -60,7 +63,7 @@ func TestCancelFallbacks(t *testing.T) {
 				unix.Kill(p.PID, unix.SIGKILL)
 			}
 		})
-		if len(r.Survivors) != 1 || r.Survivors[0].Name != "sleep" {
+		if len(r.Survivors) != 1 {
 			t.Fatalf("%+v: %v", force, r.Survivors)
 		}
 		for name, text := range stubborn {
@@ -75,6 +78,84 @@ func TestCancelFallbacks(t *testing.T) {
 		if !alive(r.Survivors[0].PID) {
 			t.Errorf("%+v: another command's job is gone", force)
 		}
+	}
+}
+
+// goingOn are commands that an interrupt at any moment must not let come to "never".
+var goingOn = map[string]string{
+	"child":          "echo; sleep 1000; echo never >never",
+	"loop":           "echo; for i in 1 2 3 4 5 6 7 8 9; do sh -c 'sleep 0.001'; done; sleep 1000; echo never >never",
+	"catches":        "sh -c 'trap \"exit 0\" INT; echo; sleep 1000'; echo never >never",
+	"catches, and":   "sh -c 'trap \"exit 0\" INT; echo; sleep 1000' && echo never >never || echo never >never",
+	"trapped":        "trap : INT; echo; sleep 1000; echo never >never",
+	"ignored":        "trap '' INT; echo; sleep 1000; echo never >never",
+	"function":       "f() { sleep 1000; echo never >never; }; echo; f; echo never >never",
+	"subshell":       "(echo; sleep 1000; echo never >never); echo never >never",
+	"subshells":      "((echo; sh -c 'exit 3'; sleep 1000; echo never >never); echo never >never); echo never >never",
+	"pipeline":       "{ echo; sleep 1000; echo never >never; } | { cat; echo never >never; }; echo never >never",
+	"substitution":   "x=$(echo >&2; sleep 1000; echo never >never); echo never >never",
+	"argument":       "echo never$(echo >&2; sleep 1000) >never; echo never >never",
+	"background":     "{ sleep 1000; echo never >never; } & echo; wait; echo never >never",
+	"background job": "sleep 1000 & echo; wait $!; echo never >never",
+	"builtin":        "echo; while :; do :; done; echo never >never",
+	"read":           "echo; read x </dev/zero; echo never >never",
+	"fifo":           "mkfifo fifo; echo; cat fifo; echo never >never",
+}
+
+// After an interrupt nothing further of the text is run, whenever it comes: here at a
+// random moment around that at which the text said that it is there.
+func TestNothingRunsOn(t *testing.T) {
+	rounds := 5
+	if os.Getenv("DEPLOYX_SOAK") != "" {
+		rounds = 1000
+	}
+	each(t, func(t *testing.T, program string) {
+		dir := t.TempDir()
+		s := start(t, Options{Program: program, Dir: dir, Grace: Grace{Interrupt: 100 * time.Millisecond}})
+		lost := map[string]int{}
+		for range rounds {
+			for name, text := range goingOn {
+				if !interrupted(t, s, text) {
+					lost[name]++
+				}
+				if _, err := os.Stat(dir + "/never"); err == nil {
+					t.Fatalf("%s: what follows was run", name)
+				}
+				os.Remove(dir + "/fifo")
+			}
+		}
+		t.Logf("%d interrupts, new shells after %v", rounds*len(goingOn), lost)
+		delete(lost, "trapped") // SIGINT cannot end these: the shell has to
+		delete(lost, "ignored")
+		if program == "bash" && len(lost) > 0 {
+			t.Errorf("interrupts of %v cost the shell", lost)
+		}
+	})
+}
+
+// interrupted runs text, interrupts it, and tells whether the shell lives on.
+func interrupted(t *testing.T, s *Shell, text string) bool {
+	t.Helper()
+	var wait sync.WaitGroup
+	defer wait.Wait()
+	hit := func() {
+		wait.Go(func() {
+			spin(rand.N(3 * time.Millisecond))
+			s.Interrupt()
+		})
+	}
+	out := &trigger{nil, hit}
+	r, err := s.Run(t.Context(), Command{Text: text, Dir: s.o.Dir, Stdout: out, Stderr: out})
+	if err != nil || !r.Interrupted || r.ExitCode != exitInterrupt || len(r.Survivors) > 0 {
+		t.Fatalf("%q: %+v %v", text, r, err)
+	}
+	run(t, s, ":") // a new shell is told of twice
+	return !r.Restarted
+}
+
+// spin is a wait that the scheduler does not round up.
+func spin(d time.Duration) {
+	for began := time.Now(); time.Since(began) < d; {
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 //go:embed post.bash
@@ -170,7 +172,7 @@ func (s *Shell) command(st *state, c Command, redirect, nonce string) script {
 
 func (s *Shell) before(st *state, env []string) string {
 	var b strings.Builder
-	b.WriteString("{\n:\n")
+	b.WriteString("{\n" + s.dialect.fresh() + s.dialect.gate(s.wires.state.path))
 	if s.dialect == posix {
 		fmt.Fprintf(&b, "PS1=%s\n", quote(st.ps1))
 	}
@@ -190,13 +192,46 @@ func (s *Shell) before(st *state, env []string) string {
 	return b.String()
 }
 
+// fresh forgets the run of the last post script, which a signal may have cut short.
+func (d dialect) fresh() string {
+	return d.special("unset") + " -v __deployx_s __deployx_u __deployx_p __deployx_w __deployx_k 2>/dev/null || :\n__deployx_d=\n"
+}
+
+// gateSignal asks a shell to give the command up, see gate. SIGRTMAX: programs have no use for it.
+const gateSignal = unix.Signal(64)
+
+// gate sets a trap that no further command of a text gets past. SIGINT alone is not
+// enough: a shell that waits for a child goes on when that does not die of SIGINT,
+// be it that it caught it, or that it was reached between fork and exec. A trapped
+// signal stays pending until the child ended, and is looked at before each command.
+// Where SIGINT is trapped or ignored, and so does not end the text, the shell ends. If
+// bash gets past the kill otherwise, it holds SIGINT back (while it reads a substitution)
+// and takes it right after.
+func (d dialect) gate(scratch string) string {
+	action := fmt.Sprintf(`\builtin kill -INT $$; \builtin trap -p INT >|%[1]s; \builtin read -r __deployx_k <%[1]s; case $__deployx_k in ?*) \builtin exit %[2]d;; esac`, scratch, exitInterrupt)
+	if d == posix {
+		action = fmt.Sprintf(`\command kill -INT $$; \command exit %d`, exitInterrupt)
+	}
+	return fmt.Sprintf("%s '%s' %d || :\n", d.special("trap"), action, int(gateSignal))
+}
+
 // between is a script of ours that runs when no command does.
 func (s *Shell) between(st *state, text, nonce string) script {
 	files := s.wires.next()
 	return script{
 		files: files,
-		main:  text + fmt.Sprintf("%s %s\n", s.dialect.special("."), files.post.path),
+		main:  s.dialect.fresh() + text + fmt.Sprintf("%s %s\n", s.dialect.special("."), files.post.path),
 		post:  s.dialect.after(st, nil, nonce, s.wires.state.path, false),
+	}
+}
+
+// bare is a script that answers and does nothing else.
+func (s *Shell) bare(nonce string) script {
+	files := s.wires.next()
+	return script{
+		files: files,
+		main:  fmt.Sprintf("%s %s\n", s.dialect.special("."), files.post.path),
+		post:  s.dialect.tell(nonce, "0") + "__deployx_d=1\n",
 	}
 }
 

@@ -228,6 +228,9 @@ type procStat struct {
 
 func (st procStat) zombie() bool { return st.state == 0 || st.state == 'Z' || st.state == 'X' }
 
+// moving tells whether it can still run: it is neither gone nor stopped.
+func (st procStat) moving() bool { return !st.zombie() && st.state != 'T' && st.state != 't' }
+
 func stat(pid int) (st procStat) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	i := bytes.LastIndexByte(text, ')') // the name before it may hold anything

@@ -5,7 +5,8 @@
 __deployx_s=${__deployx_s-$?}
 {
 @RESTORE@
-{
+# Once: a run that was cut short after it must not overwrite what is being read.
+[[ ${__deployx_w-} ]] || {
 	\builtin pwd -L
 	\builtin printf '\0'
 	\builtin umask
@@ -21,11 +22,13 @@ __deployx_s=${__deployx_s-$?}
 	[[ $# = 0 ]] || \builtin printf '%q ' "$@"
 	\builtin printf '\0%s\0%s\0end' "${__deployx_u-}" "${__deployx_p-}"
 } >|'@STATE@'
+__deployx_w=1
 @LEAVE@
 } 2>/dev/null || :
 # The nonce came with this file, so no earlier command can have known it.
 \builtin printf '%s %s' @NONCE@ "$__deployx_s" >&0 2>/dev/null || :
 # What an interactive bash would act on while it waits; the next command gets
 # these back first.
-\builtin unset -v __deployx_s __deployx_u __deployx_p PS0 PS1 PROMPT_COMMAND TMOUT MAIL MAILPATH MAILCHECK IGNOREEOF 2>/dev/null || :
+\builtin unset -v PS0 PS1 PROMPT_COMMAND TMOUT MAIL MAILPATH MAILCHECK IGNOREEOF 2>/dev/null || :
 __deployx_d=1
+\builtin unset -v __deployx_s __deployx_u __deployx_p __deployx_w 2>/dev/null || :

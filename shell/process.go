@@ -25,6 +25,7 @@ import (
 type process struct {
 	cmd     *exec.Cmd
 	pid     int
+	image   string // see copied
 	ctl     *os.File
 	answers chan string   // closed by listen
 	exited  chan struct{} // closed when the process was reaped
@@ -48,6 +49,7 @@ func (s *Shell) launch() (*process, error) {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", s.program, err), p.ctl.Close())
 	}
 	p.pid = p.cmd.Process.Pid
+	p.image = image(p.pid)
 	p.readers.Go(p.reap)
 	p.readers.Go(p.listen)
 	return p, nil
@@ -211,10 +213,11 @@ func (s *Shell) submit(p *process, sc script) error {
 		}
 	}
 	dot := s.dialect.special(".")
+	again := "case ${__deployx_d-} in '') " + dot + " " + sc.files.post.path + ";; esac"
 	for _, line := range []string{
 		dot + " " + sc.files.main.path,
-		"case ${__deployx_d-} in '') " + dot + " " + sc.files.post.path + ";; esac; __deployx_d=",
-		"", // the shell reads it only once it is past the post script: see await
+		again, again, again, // a cancel's signals can cut short one line each: see wake
+		"__deployx_d=", // the shell reads it only once it is past the post script: see await
 	} {
 		err := p.send(line)
 		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {

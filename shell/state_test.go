@@ -134,7 +134,7 @@ func TestNotRestored(t *testing.T) {
 	run(t, s, "exec 7</etc/passwd; trap 'echo x' EXIT USR1; sleep 1000 & pushd /usr; ulimit -n 100; hash ls")
 	defer run(t, s, "kill $!")
 	again := start(t, Options{Context: s.Context()})
-	says(t, again, "ls /proc/self/fd | wc -l; trap; jobs; dirs; [ $(ulimit -n) != 100 ] && echo open", "4\n/usr\nopen\n")
+	says(t, again, "ls /proc/self/fd | wc -l; trap -p EXIT USR1; jobs; dirs; [ $(ulimit -n) != 100 ] && echo open", "4\n/usr\nopen\n")
 }
 
 func TestLeave(t *testing.T) {

@@ -35,6 +35,11 @@ func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transiti
 	if err != nil {
 		return t, err
 	}
+	elsewhere := func() error { return nil }
+	if shown != "" {
+		elsewhere = d.refuseElsewhere(ctx)
+		defer elsewhere() //nolint:errcheck // waits
+	}
 	undo, err := d.prepare(v, shown)
 	if err != nil {
 		return t, err
@@ -49,6 +54,9 @@ func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transiti
 		return t, err
 	}
 	defer m.Close() //nolint:errcheck // a mount handle
+	if err := elsewhere(); err != nil {
+		return t, err
+	}
 	crash.Point("overlay.built")
 	t.Swapped = true
 	if shown == "" {
@@ -322,6 +330,9 @@ func (d *Driver) Hide(ctx context.Context) error {
 			return errors.Join(d.below.close(), d.unbindBase(), clearStage(d.stage()))
 		}
 		if err := d.refuseHolders(ctx); err != nil {
+			return err
+		}
+		if err := d.refuseElsewhere(ctx)(); err != nil {
 			return err
 		}
 		if err := d.hideTop(); err != nil {

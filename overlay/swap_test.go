@@ -155,8 +155,10 @@ type swapRig struct {
 	v    snapshot.View
 }
 
-func newSwapRig(t *testing.T, o Options) *swapRig {
-	dir := t.TempDir()
+func newSwapRig(t *testing.T, o Options) *swapRig { return newSwapRigIn(t, t.TempDir(), o) }
+
+func newSwapRigIn(t *testing.T, dir string, o Options) *swapRig {
+	t.Helper()
 	r := &swapRig{t: t, tree: filepath.Join(dir, "srv", "app")}
 	sh(t, dir, "mkdir -p srv/app; cd srv/app; echo base > who; echo kept > kept; echo 0 > n")
 	o.Tree, o.State = r.tree, filepath.Join(dir, "state")

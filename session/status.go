@@ -53,6 +53,11 @@ func (s *Session) Status(ctx context.Context) (st Status, err error) {
 	if st.PinnedBy, err = s.drv.Holders(ctx); err != nil {
 		return st, err
 	}
+	if e, ok := s.drv.(snapshot.Elsewhere); ok && len(st.PinnedBy) == 0 {
+		if st.PinnedBy, err = e.Elsewhere(ctx); err != nil {
+			return st, err
+		}
+	}
 	if st.Agrees && shown != "" && st.Running == "" && !s.owned(h) {
 		if st.Drift, err = s.drv.Dirty(ctx, v); err != nil {
 			return st, err

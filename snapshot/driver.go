@@ -115,6 +115,14 @@ type Deriver interface {
 	Derived(ctx context.Context) (Usage, error)
 }
 
+// Elsewhere is implemented by a driver that mounts. It names those who hold the
+// shown tree by another mount of it, in this mount namespace or another, so that
+// Show would fail. Holders, which is asked before and after every command, leaves
+// these out, for it costs a look at every process.
+type Elsewhere interface {
+	Elsewhere(ctx context.Context) ([]Holder, error)
+}
+
 // A Viewer is a driver that shows each view by a mount of its own. Views are the
 // mounts that have shown the tree since the host was booted, as far as that is
 // known, by their unique ids (STATX_MNT_ID_UNIQUE).

@@ -296,7 +296,7 @@ func (t *trees) pick(path string) (*tree, error) {
 }
 
 // maxTrees bounds what a backend can make the agent remember.
-const maxTrees = 1000
+const maxTrees = 4000
 
 func (t *trees) make(path string) *tree {
 	t.mu.Lock()

@@ -34,7 +34,9 @@ func newTable(columns ...string) table {
 	return t
 }
 
+// row adds a row, and tells it at once to who waits.
 func (t table) row(cells ...string) {
+	fmt.Fprintln(os.Stderr, strings.Join(cells, "  "))        //nolint:errcheck // nowhere to tell
 	fmt.Fprintln(t.w, "| "+strings.Join(cells, "\t| ")+"\t|") //nolint:errcheck // end tells
 }
 

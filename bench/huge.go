@@ -76,6 +76,9 @@ func huge(o options) error {
 		}
 		var last time.Duration
 		for _, n := range b.sizes {
+			if n > o.most {
+				continue
+			}
 			f, err := b.measure(o, n)
 			if err != nil {
 				return errors.Join(fmt.Errorf("%s, %d: %w", b.name, n, err), t.end())
@@ -180,6 +183,9 @@ func manyTrees(o options) (err error) {
 	fmt.Printf("\nMany trees, all of them mounted.\n\n")
 	t := newTable("trees", "list them", "open all, each", "memory, each", "a command, deployx run")
 	for _, n := range []int{200, 2000} {
+		if n > o.most {
+			continue
+		}
 		if err := treesRow(o, t, n); err != nil {
 			return errors.Join(err, t.end())
 		}

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -27,6 +28,7 @@ type options struct {
 	try    string // path of binpash/try; "" leaves it out
 	binary string // deployx
 	only   string // names of rows begin with it
+	most   int    // the largest size in huge
 }
 
 const usage = `usage: bench [flags] native|compare|huge|idle ...
@@ -60,6 +62,7 @@ func parse() (o options, what []string) {
 	flag.StringVar(&o.try, "try", os.Getenv("TRY"), "the script try of github.com/binpash/try, if it is to be measured")
 	flag.StringVar(&o.binary, "deployx", "bin/deployx", "the deployx to measure")
 	flag.StringVar(&o.only, "only", "", "only rows whose names begin like this")
+	flag.IntVar(&o.most, "most", 1_000_000, "the largest size in huge")
 	sizes := flag.String("sizes", "100,10000", "files in the trees of compare; 1000000 needs 12 GB and an hour")
 	flag.Usage = func() {
 		fmt.Fprint(os.Stderr, usage) //nolint:errcheck // nowhere to tell
@@ -72,6 +75,11 @@ func parse() (o options, what []string) {
 			fail(fmt.Errorf("-sizes: %q is no number of files", s))
 		}
 		o.sizes = append(o.sizes, n)
+	}
+	for _, p := range []*string{&o.dir, &o.binary, &o.try} {
+		if abs, err := filepath.Abs(*p); *p != "" && err == nil {
+			*p = abs // commands run elsewhere
+		}
 	}
 	what = flag.Args()
 	for _, w := range what {

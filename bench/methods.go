@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"deployx/overlay"
@@ -78,11 +77,7 @@ func closeSession(p *place) error {
 }
 
 func (p *place) deployx(args ...string) error {
-	bin, err := filepath.Abs(p.o.binary)
-	if err != nil {
-		return err
-	}
-	return command("/", bin, append([]string{"--state", p.path("state"), "--tree", p.tree}, args...)...)
+	return command("/", p.o.binary, append([]string{"--state", p.path("state"), "--tree", p.tree}, args...)...)
 }
 
 func deployxRun(p *place, i int) error  { return p.deployx("run", change(i)) }

@@ -25,7 +25,7 @@ type merge struct {
 	prefix string  // of redirects: the tree's place below the overlay's root
 	white  string  // a whiteout to link to, once there is one
 	copies map[inode]string
-	used   snapshot.Usage // beyond what is shared with the layers
+	size   runSize
 
 	// foreign: the layers below are not those that the run was made on. What a
 	// file says of them is then believed only where it holds for these too.
@@ -39,8 +39,8 @@ func (m *merge) count(f *os.File) error {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return &fs.PathError{Op: "fstat", Path: f.Name(), Err: err}
 	}
-	m.used.Bytes += st.Blocks * 512
-	m.used.Inodes++
+	m.size.used.Bytes += st.Blocks * 512
+	m.size.used.Inodes++
 	return nil
 }
 
@@ -80,6 +80,7 @@ func (m *merge) directory(a, b *entry, dir string, fresh bool) error {
 		return err
 	}
 	for name := range names {
+		m.size.entries++
 		if err := m.name(a, b, name, filepath.Join(dir, name)); err != nil {
 			return err
 		}
@@ -200,7 +201,7 @@ func (m *merge) whiteout(path string) error {
 		return &fs.PathError{Op: "mknod", Path: path, Err: err}
 	}
 	m.white = path
-	m.used.Inodes++
+	m.size.used.Inodes++
 	return nil
 }
 

@@ -120,9 +120,9 @@ func (d *Driver) mergeUnits(ctx context.Context, layers []snapshot.LayerID, newe
 		n += u.n
 	}
 	below, of := layers[:len(layers)-n], layers[len(layers)-n:]
-	aside, used, err := d.mergeAside(ctx, below, of)
+	aside, size, err := d.mergeAside(ctx, below, of)
 	if err == nil {
-		if err = d.publish(aside, of, used); err != nil {
+		if err = d.publish(aside, of, size); err != nil {
 			err = errors.Join(err, d.toTrash(aside))
 		}
 	}
@@ -163,7 +163,7 @@ func (d *Driver) weigh(ctx context.Context, units []unit) ([]int, error) {
 		n, ok := known[u.dir]
 		if !ok {
 			var err error
-			if n, err = weight(ctx, u.dir); err != nil {
+			if n, err = weight(ctx, u); err != nil {
 				return nil, fmt.Errorf("weigh layer: %w", err)
 			}
 		}
@@ -175,18 +175,24 @@ func (d *Driver) weigh(ctx context.Context, units []unit) ([]int, error) {
 	return weights, nil
 }
 
-// weight counts the entries of one unit, or finds that it has been done. A
-// large number is kept beside them: it is derived, and a wrong one would only
-// make a merge take more or less than it should.
-func weight(ctx context.Context, dir string) (n int, err error) {
-	name := filepath.Join(dir, "entries")
+// weight counts the entries of one unit, or finds that it has been done: a run
+// was counted when it was made, and a large number of a layer is kept beside it.
+// It is derived, and a wrong one would only make a merge take more or less than
+// it should.
+func weight(ctx context.Context, u unit) (n int, err error) {
+	if u.n > 1 {
+		if size, err := readSize(u.dir); err == nil {
+			return size.entries, nil
+		}
+	}
+	name := filepath.Join(u.dir, "entries")
 	if b, err := os.ReadFile(name); err == nil {
 		if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && n > 0 {
 			return n, nil
 		}
 	}
 	for _, sub := range []string{"s", "u"} {
-		err = errors.Join(err, filepath.WalkDir(filepath.Join(dir, sub), func(_ string, _ fs.DirEntry, err error) error {
+		err = errors.Join(err, filepath.WalkDir(filepath.Join(u.dir, sub), func(_ string, _ fs.DirEntry, err error) error {
 			n++
 			if errors.Is(err, fs.ErrNotExist) {
 				err = nil

@@ -3,7 +3,6 @@ package overlay
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -128,18 +127,13 @@ func (d *Driver) Derived(ctx context.Context) (sum snapshot.Usage, err error) {
 		return sum, err
 	}
 	for _, name := range lists {
-		b, err := os.ReadFile(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // swept meanwhile
+		size, err := readSize(filepath.Dir(name))
+		if ctx.Err() != nil {
+			return sum, ctx.Err()
 		}
-		if err := errors.Join(err, ctx.Err()); err != nil {
-			return sum, err
-		}
-		_, used, _ := strings.Cut(string(b), runUsed)
-		var u snapshot.Usage
-		if n, _ := fmt.Sscan(used, &u.Bytes, &u.Inodes); n == 2 { //nolint:errcheck // n tells
-			sum.Bytes += u.Bytes + int64(len(b)+4095)/4096*4096 // and of the list itself
-			sum.Inodes += u.Inodes + 1
+		if err == nil { // else it was swept meanwhile, or is of an older version
+			sum.Bytes += size.used.Bytes
+			sum.Inodes += size.used.Inodes
 		}
 	}
 	return sum, nil

@@ -98,8 +98,38 @@ func (d *Driver) longest(layers []snapshot.LayerID) int {
 }
 
 // runUsed begins the last line of a run's list: the bytes and inodes that it
-// takes beside what it shares with its layers.
+// takes beside what it shares with its layers, and how many entries it has.
 const runUsed = "used "
+
+// runSize is what that line says.
+type runSize struct {
+	used    snapshot.Usage
+	entries int
+}
+
+// readSize reads that line and no more: lists can be long.
+func readSize(dir string) (s runSize, err error) {
+	f, err := os.Open(filepath.Join(dir, "of"))
+	if err != nil {
+		return s, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	fi, err := f.Stat()
+	if err != nil {
+		return s, err
+	}
+	b := make([]byte, min(fi.Size(), 128))
+	if _, err := f.ReadAt(b, fi.Size()-int64(len(b))); err != nil {
+		return s, err
+	}
+	_, line, _ := strings.Cut(string(b), runUsed)
+	if _, err := fmt.Sscan(line, &s.used.Bytes, &s.used.Inodes, &s.entries); err != nil {
+		return runSize{}, fmt.Errorf("%q: no line of sizes: %w", f.Name(), err)
+	}
+	s.used.Bytes += (fi.Size() + 4095) / 4096 * 4096 // the list itself
+	s.used.Inodes++
+	return s, nil
+}
 
 // readRun reads what a run stands for, oldest first.
 func readRun(dir string) ([]snapshot.LayerID, error) {
@@ -142,15 +172,15 @@ func (d *Driver) addRun(last snapshot.LayerID, r *run) {
 
 // mergeAside makes a directory like a layer's, which stands for layers. It is
 // in nobody's way, and removed on error.
-func (d *Driver) mergeAside(ctx context.Context, below, layers []snapshot.LayerID) (aside string, used snapshot.Usage, err error) {
+func (d *Driver) mergeAside(ctx context.Context, below, layers []snapshot.LayerID) (aside string, size runSize, err error) {
 	view, err := d.view(below, layers)
 	if err != nil {
-		return "", used, err
+		return "", size, err
 	}
 	defer view.close()
 	m := merge{ctx: ctx, below: view.below(), split: view.split}
 	aside, err = d.aside(&m, func(top string) error { return m.build(view, top) })
-	return aside, m.used, err
+	return aside, m.size, err
 }
 
 // aside makes a directory like a layer's and has build fill it, whose argument
@@ -191,12 +221,12 @@ func (d *Driver) Fold(ctx context.Context, layers []snapshot.LayerID) (snapshot.
 	return id, os.Rename(aside, d.dir(id, ""))
 }
 
-func (d *Driver) publish(aside string, layers []snapshot.LayerID, used snapshot.Usage) error {
+func (d *Driver) publish(aside string, layers []snapshot.LayerID, size runSize) error {
 	var b strings.Builder
 	for _, id := range layers {
 		fmt.Fprintln(&b, id)
 	}
-	fmt.Fprintf(&b, "%s%d %d\n", runUsed, used.Bytes, used.Inodes)
+	fmt.Fprintf(&b, "%s%d %d %d\n", runUsed, size.used.Bytes, size.used.Inodes, size.entries)
 	if err := os.WriteFile(filepath.Join(aside, "of"), []byte(b.String()), 0o600); err != nil {
 		return err
 	}

@@ -115,7 +115,24 @@ func TestFlat(t *testing.T) {
 		t.Logf("%d bytes of memory for each snapshot", each)
 	}
 	compareCosts(t, young, old, n, soak)
+	compareOpening(t, young, old, n)
 	reach(old, marks)
+}
+
+// compareOpening compares the first command of a session: what a process has to
+// read before it. It reads the list of layers and the names of the runs, so that
+// it grows with history, but by little more than an id a layer.
+func compareOpening(t *testing.T, young, old *rig, n int) {
+	var a, b []cost
+	for i := range 10 {
+		a = append(a, measure(young, func() { young.again(); step(young, i) }))
+		b = append(b, measure(old, func() { old.again(); step(old, i) }))
+	}
+	x, y := median(a), median(b)
+	t.Logf("a session and its first command: %v, CPU %v, %.0f read; at %d: %v, CPU %v, %.0f read", x.took, x.cpu, x.read, n, y.took, y.cpu, y.read)
+	if y.read-x.read > float64(n)*120 || y.allocated-x.allocated > float64(n)*700 {
+		t.Errorf("%.0f bytes more read and %.0f more allocated after %d commands", y.read-x.read, y.allocated-x.allocated, n)
+	}
 }
 
 // flatAttempts is how often a busy machine may spoil the times.

@@ -88,3 +88,33 @@ func (s *Session) knownUsage() map[snapshot.LayerID]snapshot.Usage {
 	}
 	return known
 }
+
+// A Size is what the layer of one snapshot takes. Snapshots that share a layer
+// have it once, at the newest.
+type Size struct {
+	ID    snapshot.ID `json:"snapshot_id"`
+	Bytes int64       `json:"bytes"`
+	Nodes int64       `json:"inodes"`
+}
+
+// Sizes lists what the applied snapshots take, newest first.
+func (s *Session) Sizes(ctx context.Context) (list []Size, err error) {
+	known, last := s.knownUsage(), snapshot.LayerID("")
+	for e, err := range s.rec.Chain(s.rec.Head().Snapshot) {
+		if err != nil {
+			return nil, err
+		}
+		var u snapshot.Usage
+		if e.Layer != "" && e.Layer != last {
+			var ok bool
+			if u, ok = known[e.Layer]; !ok {
+				if u, err = s.drv.Usage(ctx, e.Layer); err != nil {
+					return nil, err
+				}
+			}
+			last = e.Layer
+		}
+		list = append(list, Size{e.ID, u.Bytes, u.Inodes})
+	}
+	return list, nil
+}

@@ -87,7 +87,7 @@ func (s *Session) run(ctx context.Context, c Command) (Result, error) {
 	if c.Dir != "" {
 		point.Dir = c.Dir
 	}
-	point.Started = time.Now()
+	point.Started, point.Fast = time.Now(), s.o.Fast
 	if err := s.rec.Begin(point); err != nil {
 		return Result{}, fmt.Errorf("note command: %w", err)
 	}

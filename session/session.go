@@ -54,8 +54,11 @@ type Options struct {
 	// complete: a power cut may then lose what it did.
 	Fast bool
 	// KeepLast and KeepBytes are bounds of Expire beside its age; see Retention.
-	KeepLast  int
-	KeepBytes int64
+	KeepLast      int
+	KeepBytes     int64
+	OnInterrupted OnInterrupted // "" is KeepInterrupted
+	// Recovered is told what was put right, each time that something was.
+	Recovered func(Recovery)
 	// MinFree is what must be free for a command to run.
 	MinFree MinFree
 	// Wait bounds the wait for another deployx that holds the tree; 0 waits
@@ -77,6 +80,7 @@ type Session struct {
 	mu       sync.Mutex // held while the tree's lock is
 	seq      uint64     // of the head that the shell's context belongs to
 	looked   bool       // see lookOnce
+	undid    bool       // see settleCut
 	reserved bool       // see reserve
 	doubt    error      // the last move of the head is not confirmed (snapshot.IsUnconfirmed)
 	sh       *shell.Shell
@@ -87,13 +91,6 @@ type Session struct {
 	now   sync.Mutex // guards live
 	live  *shell.Shell
 	found Recovery
-}
-
-// Recovery tells what Open or a later operation found undone.
-type Recovery struct {
-	Unfinished snapshot.ID // a command that was cut off
-	Reshown    bool        // the tree did not show what the record says
-	Stale      []snapshot.Holder
 }
 
 // Open opens the session of a known tree. It changes nothing: the first
@@ -172,25 +169,22 @@ func (s *Session) converge(ctx context.Context) error {
 		s.dropShell() // another process has moved on; its context is the record's
 		s.seq = h.Seq
 	}
-	if err := s.reshow(ctx); err != nil {
+	shown, err := s.drv.Shown(ctx)
+	if err != nil {
 		return err
 	}
-	cut, ok, err := s.rec.Running()
-	if err != nil || !ok {
-		return err
+	again := shown != s.rec.Head().Open
+	if again {
+		if err := s.reshow(ctx, shown); err != nil {
+			return err
+		}
 	}
-	s.found.Unfinished = cut.ID
-	cut.Unfinished, cut.ExitCode = true, -1
-	_, err = s.finish(ctx, cut, "")
-	return err
+	return s.settleCut(ctx, again)
 }
 
-func (s *Session) reshow(ctx context.Context) error {
+// reshow shows the view of the record where the tree shows something else.
+func (s *Session) reshow(ctx context.Context, shown snapshot.LayerID) error {
 	h := s.rec.Head()
-	shown, err := s.drv.Shown(ctx)
-	if err != nil || shown == h.Open {
-		return err
-	}
 	s.found.Reshown = true
 	if h.Open == "" {
 		return s.drv.Hide(ctx)

@@ -2,6 +2,8 @@ package session
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 
 	"deployx/snapshot"
 )
@@ -20,6 +22,10 @@ type Status struct {
 	Disk      snapshot.Usage // of all layers
 	Derived   snapshot.Usage // of what was merged from them, beyond what it shares with them
 	PinnedBy  []snapshot.Holder
+	Fast      bool          // the newest command was reported before it was flushed
+	Kept      []snapshot.ID // that do not expire
+	Trash     int           // layers given up whose space is not free yet
+	Recovered *RecoveryNote // the last time that something had to be put right
 }
 
 // Status looks at the tree and the record. It takes no lock and changes
@@ -50,6 +56,14 @@ func (s *Session) Status(ctx context.Context) (st Status, err error) {
 			st.Snapshots++
 		}
 	}
+	top, err := s.newestCommand()
+	if err != nil {
+		return st, err
+	}
+	st.Fast, st.Recovered, st.Trash = top.Fast, s.lastRecovery(), s.trash()
+	if st.Kept, err = s.rec.Pinned(); err != nil {
+		return st, err
+	}
 	if st.PinnedBy, err = s.drv.Holders(ctx); err != nil {
 		return st, err
 	}
@@ -70,4 +84,13 @@ func (s *Session) Status(ctx context.Context) (st Status, err error) {
 		st.Derived, err = d.Derived(ctx)
 	}
 	return st, err
+}
+
+// trash counts what EmptyTrash would remove.
+func (s *Session) trash() int {
+	names, err := os.ReadDir(filepath.Join(s.o.Tree.Store, "layers", "trash"))
+	if err != nil {
+		return 0
+	}
+	return len(names)
 }

@@ -82,6 +82,8 @@ type Snapshot struct {
 	// Unfinished: deployx or the host died while it ran; Layer holds what it
 	// had done by then.
 	Unfinished bool `json:"unfinished,omitempty"`
+	// Fast: it was reported before its layer was flushed (session.Options.Fast).
+	Fast bool `json:"fast,omitempty"`
 
 	Changes   Counts `json:"changes"`
 	SizeBytes int64  `json:"size_bytes"`

@@ -117,6 +117,8 @@ type app struct {
 	tree, state, driver string
 	json, quiet         bool
 	session             sessionFlags
+	sizes               bool // of status
+	tellsRecovery       bool // the command does so itself
 }
 
 // stepOut leaves the current directory, which would otherwise hold the tree.

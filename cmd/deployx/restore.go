@@ -58,6 +58,7 @@ func (a *app) restoreTree(ctx context.Context, t snapshot.Tree) error {
 			Hint: "mount the file system they are on, and call deployx restore --all again",
 		}
 	}
+	a.tellsRecovery = true
 	return a.with(ctx, t, func(s *session.Session) error {
 		if err := s.Restore(ctx); err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -13,7 +14,7 @@ import (
 )
 
 func (a *app) statusCmd() *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use:   "status",
 		Short: "Show the trees: driver, mounted or not, head, snapshots, disk used, who holds them",
 		Long: `Show the known trees, or with --tree one of them: driver, whether the tree is
@@ -24,6 +25,8 @@ Exit status: 0; 1 if a record cannot be read; 2 usage.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return a.overview(c.Context()) },
 	}
+	c.Flags().BoolVar(&a.sizes, "sizes", false, "what each applied snapshot takes, too")
+	return c
 }
 
 // treeStatus is one tree of status --json.
@@ -43,6 +46,13 @@ type treeStatus struct {
 	Derived   snapshot.Usage    `json:"derived"` // merged layers, beyond what they share with these
 	PinnedBy  []snapshot.Holder `json:"pinned_by,omitempty"`
 	Store     string            `json:"store"`
+
+	Durability string                `json:"durability"` // of the newest command: full or fast
+	Kept       []snapshot.ID         `json:"kept,omitempty"`
+	Trash      int                   `json:"trash"`     // layers given up, whose space is not free yet
+	Recovered  bool                  `json:"recovered"` // something had to be put right after a crash or boot
+	Recovery   *session.RecoveryNote `json:"recovery,omitempty"`
+	Sizes      []session.Size        `json:"sizes,omitempty"` // with --sizes
 }
 
 func (a *app) overview(ctx context.Context) error {
@@ -87,6 +97,13 @@ func (a *app) treeStatus(ctx context.Context, t snapshot.Tree) (out treeStatus, 
 			Path: t.Path, Driver: t.Driver, Store: t.Store,
 			Mounted: st.Mounted, Agrees: st.Agrees, Head: st.Head, Snapshots: st.Snapshots, Redo: st.Redo,
 			Layers: st.Layers, MaxLayers: st.MaxLayers, Drift: st.Drift, Running: st.Running, Disk: st.Disk, Derived: st.Derived, PinnedBy: st.PinnedBy,
+			Durability: "full", Kept: st.Kept, Trash: st.Trash, Recovered: st.Recovered != nil, Recovery: st.Recovered,
+		}
+		if st.Fast {
+			out.Durability = "fast"
+		}
+		if err == nil && a.sizes {
+			out.Sizes, err = s.Sizes(ctx)
 		}
 		return err
 	})
@@ -121,9 +138,39 @@ func (a *app) printStatus(st treeStatus) error {
 	if st.Derived.Inodes > 0 {
 		row("merged", "%s more in %d directories, so that few layers are mounted", size(st.Derived.Bytes), st.Derived.Inodes)
 	}
+	if st.Trash > 0 {
+		row("trash", "%d layers, whose space is given back by and by", st.Trash)
+	}
+	if st.Durability == "fast" {
+		row("durability", "fast: a power cut may take the newest command back")
+	}
+	for _, id := range st.Kept {
+		row("kept", "%s and what is newer do not expire", id)
+	}
+	if r := st.Recovery; r != nil {
+		row("recovered", "%s", recovery(r))
+	}
+	for _, z := range st.Sizes {
+		row("size", "%s: %s in %d files and directories", z.ID, size(z.Bytes), z.Nodes)
+	}
 	row("store", "%s", printable(st.Store))
 	_, err := io.WriteString(a.out, b.String())
 	return err
+}
+
+// recovery tells what was found the last time.
+func recovery(r *session.RecoveryNote) string {
+	s := r.Time.Format(time.DateTime) + ":"
+	if r.Reshown {
+		s += " the tree was shown again"
+	}
+	if r.Unfinished != "" {
+		s += fmt.Sprintf(" %s (%s) was cut off", short(r.Unfinished), oneLine(r.Command, 40))
+	}
+	if r.RolledBack {
+		s += " and rolled back"
+	}
+	return s
 }
 
 func shows(st treeStatus) string {

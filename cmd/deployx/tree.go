@@ -24,6 +24,7 @@ import (
 // sessionFlags are the flags of the commands that change a tree.
 type sessionFlags struct {
 	onPinned, durability string
+	onInterrupted        string
 	shell, user          string
 	env                  []string
 	wait                 time.Duration
@@ -41,6 +42,7 @@ func (f *sessionFlags) register(c *cobra.Command, runs bool) {
 	if !runs {
 		return
 	}
+	fl.StringVar(&f.onInterrupted, "on-interrupted", "keep", "when a crash cut the last command off: keep what it did, or rollback")
 	f.minFree = freeFlag(defaultFree())
 	fl.Var(&f.minFree, "min-free", "refuse a command when less than this is free where the layers are (env DEPLOYX_MIN_FREE)")
 	fl.StringVar(&f.durability, "durability", "full", "full: on disk before it is reported; fast: a power cut may lose it")
@@ -203,6 +205,11 @@ func (a *app) open(ctx context.Context, t snapshot.Tree) (*session.Session, erro
 	default:
 		return nil, usageError{fmt.Errorf("--durability is full or fast, not %q", f.durability)}
 	}
+	switch session.OnInterrupted(f.onInterrupted) {
+	case session.KeepInterrupted, session.RollbackInterrupted, "":
+	default:
+		return nil, usageError{fmt.Errorf("--on-interrupted is keep or rollback, not %q", f.onInterrupted)}
+	}
 	if v := os.Getenv("DEPLOYX_MIN_FREE"); v != "" && f.minFree != (freeFlag{}) {
 		if err := new(freeFlag).Set(v); err != nil {
 			return nil, usageError{fmt.Errorf("DEPLOYX_MIN_FREE: %w", err)}
@@ -212,10 +219,29 @@ func (a *app) open(ctx context.Context, t snapshot.Tree) (*session.Session, erro
 		State: snapshot.NewState(a.stateDir()), Tree: t, OpenDriver: a.openDriver,
 		Shell:    shell.Options{Program: f.shell, User: f.user, Env: a.environment()},
 		OnPinned: session.OnPinned(f.onPinned), Fast: f.durability == "fast", Wait: f.wait,
+		OnInterrupted: session.OnInterrupted(f.onInterrupted), Recovered: a.recovered(t),
 		MinFree: session.MinFree(f.minFree), KeepLast: f.keepLast, KeepBytes: int64(f.keepBytes),
 		Waiting: func(err error) { a.say("deployx: waiting: %v", err) },
 		Warn:    func(s string) { a.say("deployx: warning: %s", s) },
 	})
+}
+
+// recovered tells what had to be put right, before the command's own outcome.
+func (a *app) recovered(t snapshot.Tree) func(session.Recovery) {
+	if a.tellsRecovery {
+		return nil
+	}
+	return func(r session.Recovery) {
+		switch {
+		case r.Unfinished != "" && r.RolledBack:
+			a.say("deployx: %s: %s was cut off, and has been rolled back", printable(t.Path), short(r.Unfinished))
+		case r.Unfinished != "":
+			a.say("deployx: %s: %s was cut off; deployx rollback %s undoes what it had done", printable(t.Path), short(r.Unfinished), short(r.Unfinished))
+		}
+		if r.Reshown {
+			a.say("deployx: %s is shown again", printable(t.Path))
+		}
+	}
 }
 
 // environment is what a fresh shell starts with: the clean one, with our

@@ -170,7 +170,7 @@ func (f *features) setDir(fd int, key string, dir *os.File) error {
 			f.lowerFD = false
 			return errNoLowerdir
 		}
-		if !errors.Is(err, unix.EINVAL) {
+		if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EBADF) { // which 6.12 says of any O_PATH
 			return err
 		}
 		f.lowerFD = false

@@ -3,6 +3,7 @@
 # make              bin/deployx
 # make bench        the numbers of docs/performance.md
 # make soak         the long versions of the crash and random tests
+# sudo make vm-test the tests on the kernels 5.10, 6.1 and 6.12, in virtual machines (KERNELS=6.1 for one)
 
 # sudo often drops the directory that go is in from PATH.
 GO      ?= $(firstword $(shell command -v go) $(wildcard /usr/local/go/bin/go /usr/lib/go/bin/go /snap/bin/go))
@@ -12,7 +13,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 GOFUMPT     = $(GO) run mvdan.cc/gofumpt@v0.12.0
 STATICCHECK = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: build demo test lint fuzz bench soak setup install clean
+.PHONY: build demo test lint fuzz bench soak setup vm-setup vm-test vm-smoke vagrant-check install clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/deployx ./cmd/deployx
@@ -49,6 +50,21 @@ bench: build
 
 soak:
 	DEPLOYX_SOAK=1 DEPLOYX_TEST_SOAK=1 CI=true $(GO) test -timeout 24h ./overlay ./session ./fallback ./snapshot/...
+
+vm-setup:
+	scripts/setup-vm.sh
+
+# Half an hour: see scripts/vm-test.sh.
+vm-test: vm-setup
+	GO=$(GO) scripts/vm-test.sh $(KERNELS)
+
+# One boot of 6.1: run, diff, rollback, redo and restore, the old way of a swap, and a
+# power cut.
+vm-smoke: vm-setup
+	GO=$(GO) scripts/vm-test.sh --smoke 6.1
+
+vagrant-check: vm-setup
+	scripts/vagrant-check.sh
 
 install: build
 	install -m 0755 bin/deployx /usr/local/bin/deployx

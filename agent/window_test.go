@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"testing"
+	"time"
 
 	"deployx/socketio"
 )
@@ -62,6 +63,7 @@ func TestManyResultsAreOnTheirWay(t *testing.T) {
 		return indices
 	}
 	all := order(b.wait(n, "results", named("batch_command_completed", "b")))
+	a.inLine("/srv/app", n+1) // the end is there, and is not sent
 	b.srv.Drop()
 	again := order(b.wait(2*n, "results again", named("batch_command_completed", "b")))[n:]
 	if !slices.IsSorted(all) || !slices.Equal(all, again) {
@@ -69,6 +71,10 @@ func TestManyResultsAreOnTheirWay(t *testing.T) {
 	}
 	if ends := b.all(named("batch_execution_completed", "")); len(ends) != 0 {
 		t.Error("the end of the batch did not wait")
+	}
+	b.ask("get_shells", obj{}) // what was sent before the answer has come before it
+	if ends := b.all(named("batch_execution_completed", "")); len(ends) != 0 {
+		t.Error("the end of the batch did not wait on the second connection")
 	}
 	free()
 	b.one("batch_execution_completed", "b")
@@ -161,5 +167,25 @@ func TestWhatCannotBeNotedIsNotRun(t *testing.T) {
 	a.stop()
 	if err := real.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// inLine waits until a lane of the outbox has n events.
+func (r *running) inLine(lane string, n int) {
+	r.t.Helper()
+	timer := time.NewTimer(soon)
+	defer timer.Stop()
+	for {
+		r.outbox.mu.Lock()
+		have, wake := len(r.outbox.lanes[lane]), r.outbox.wake
+		r.outbox.mu.Unlock()
+		if have >= n {
+			return
+		}
+		select {
+		case <-wake:
+		case <-timer.C:
+			r.t.Fatalf("%d events in line, not %d", have, n)
+		}
 	}
 }

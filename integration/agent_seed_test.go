@@ -76,6 +76,32 @@ func seed(t *testing.T, b *board, h *host) {
 	if a := b.ask("list_snapshots", obj{}); len(a.Payload["snapshots"].([]any)) != 6 {
 		t.Errorf("list: %v", a)
 	}
+	cleanUpOne(t, b, h, c.str("snapshot_id"))
+}
+
+// cleanUpOne: a snapshot goes by itself or not at all, and what the commands did
+// stays.
+func cleanUpOne(t *testing.T, b *board, h *host, undone string) {
+	ids := map[string]string{}
+	for _, g := range b.find(about("batch_command_completed", "b")) {
+		ids[g.str("command_id")] = g.str("snapshot_id")
+	}
+	for _, c := range []struct {
+		id      string
+		removed any
+	}{{ids["b#3"], nil}, {ids["b#0"], 1.0}, {ids["b#0"], 0.0}, {undone, 1.0}} {
+		a := b.ask("cleanup_snapshot", obj{"snapshot_id": c.id})
+		if (a.Payload["ok"] == true) != (c.removed != nil) || c.removed != nil && a.Payload["removed"] != c.removed {
+			t.Errorf("clean up %s: %v, want %v", c.id, a, c.removed)
+		}
+	}
+	a := b.ask("rollback_command", obj{"snapshot_id": ids["b#3"]})
+	if a.Payload["ok"] != true || h.read("backend/logs/first") == "hello\n" {
+		t.Errorf("one that was not cleaned up: %v", a)
+	}
+	if fi, err := os.Stat(filepath.Join(h.tree(), "backend", "logs")); err != nil || !fi.IsDir() {
+		t.Errorf("what the others did: %v", err)
+	}
 }
 
 // TestAgentLegacy is the generation before, on a backend that acks nothing.

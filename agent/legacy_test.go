@@ -45,7 +45,7 @@ func TestLegacyNothingAfterTheCompletionWhateverIsCut(t *testing.T) {
 	b := newBackend(t, socketio.ServerConfig{})
 	a := startAgent(t, b, newHost(t))
 	b.registered(1)
-	b.send("execute_deployment_command", obj{"command_id": "d", "command": `out 20000000 "q"`}) // more than what cuts lose on the way
+	b.send("execute_deployment_command", obj{"command_id": "d", "command": `out 12000000 "q"`}) // more than what cuts lose on the way
 	for i := range 3 {
 		b.wait(i*5+2, "output", named("deployment_command_output", "d"))
 		b.srv.Drop()

@@ -24,7 +24,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // soon bounds every wait of the tests; nothing is measured by it.
-const soon = 20 * time.Second
+const soon = 60 * time.Second
 
 // got is an event as the backend got it.
 type got struct {

@@ -47,22 +47,29 @@ func (s *Shell) watch(ctx context.Context, p *process, nonce string, limit time.
 		defer t.Stop()
 		expired = t.C
 	}
-	select {
-	case o := <-end:
-		return o.status, o.err
-	case <-expired:
-		res.TimedOut = true
-	case <-ctx.Done():
-		res.Interrupted = true
-	case <-s.cancel:
-		res.Interrupted = true
-	case <-s.closed:
-		res.Interrupted = true
-		s.group.kill(p.pid)
-		p.kill()
-		return 0, errEnded
+	soon := time.NewTimer(watchAfter)
+	defer soon.Stop()
+	for {
+		select {
+		case <-soon.C:
+			s.guard(p)
+			continue
+		case o := <-end:
+			return o.status, o.err
+		case <-expired:
+			res.TimedOut = true
+		case <-ctx.Done():
+			res.Interrupted = true
+		case <-s.cancel:
+			res.Interrupted = true
+		case <-s.closed:
+			res.Interrupted = true
+			s.group.kill(p.pid)
+			p.kill()
+			return 0, errEnded
+		}
+		return s.stop(p, end)
 	}
-	return s.stop(p, end)
 }
 
 // stop goes through the signals until the command and all it started are gone,

@@ -142,6 +142,14 @@ func (g *group) tag(pid int) {
 	}
 }
 
+// untag gives the idle shell a number that no process has, so that a watcher takes no
+// job for the running command's. g.slack stays that of the last command.
+func (g *group) untag(pid int) {
+	if g.slack != 0 {
+		os.WriteFile(slackPath(pid), strconv.AppendInt(nil, defaultSlack+1+tags.Add(1)%defaultSlack, 10), 0)
+	}
+}
+
 func slackPath(pid int) string { return fmt.Sprintf("/proc/%d/timerslack_ns", pid) }
 
 // started lists what the command that was tagged last started and still runs.
@@ -224,6 +232,7 @@ func allPIDs() []int {
 type procStat struct {
 	state         byte
 	ppid, session int
+	started       string // in ticks since boot
 }
 
 func (st procStat) zombie() bool { return st.state == 0 || st.state == 'Z' || st.state == 'X' }
@@ -240,6 +249,9 @@ func stat(pid int) (st procStat) {
 	var pgrp int
 	if _, err := fmt.Sscanf(string(text[i+1:]), " %c %d %d %d", &st.state, &st.ppid, &pgrp, &st.session); err != nil {
 		return procStat{}
+	}
+	if f := strings.Fields(string(text[i+1:])); len(f) > 19 {
+		st.started = f[19]
 	}
 	return st
 }

@@ -154,6 +154,7 @@ func (s *Shell) run(ctx context.Context, c Command) (Result, error) {
 		return Result{}, errors.Join(err, streams.abort())
 	}
 	s.settle(p, status, err, &res)
+	s.group.untag(p.pid)
 	streams.finish(s, c, s.o.Grace.Drain)
 	res.Survivors = s.group.survivors(p.pid) // late, so that they have their own names
 	res.Duration = time.Since(res.Started)

@@ -72,6 +72,8 @@ type Shell struct {
 	closed chan struct{} // closed by Close
 	late   sync.WaitGroup
 
+	watcher watcher // whoever has the turn may use it
+
 	closeOnce sync.Once
 	closeErr  error
 
@@ -146,6 +148,7 @@ func (s *Shell) Close() error {
 		if p := s.current(); p != nil {
 			p.end()
 		}
+		s.watcher.close()
 		s.endLate()
 		s.closeErr = errors.Join(s.group.close(), s.wires.close())
 	})

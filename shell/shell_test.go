@@ -29,7 +29,9 @@ func owner() {
 	if err != nil {
 		panic(err)
 	}
-	_, err = s.Run(context.Background(), Command{Text: "sleep 1000 & echo $! $$", Stdout: os.Stdout})
+	for _, text := range []string{"sleep 1000 & echo $!", "sleep 1000 & echo $! $$; sh -c 'echo $$; sleep 1000; sleep 1000'; sleep 1000"} {
+		_, err = s.Run(context.Background(), Command{Text: text, Stdout: os.Stdout})
+	}
 	panic(fmt.Sprint("not killed: ", err, s.Close(), <-make(chan int)))
 }
 

@@ -108,7 +108,8 @@ func TestOutputComesAsItIsMade(t *testing.T) {
 	<-done
 }
 
-// The shell ends when its owner is killed, and the next Start sweeps up.
+// The running command ends when its owner is killed, jobs of earlier ones live on, and
+// the next Start sweeps up.
 func TestOwnerKilled(t *testing.T) {
 	c := exec.Command("/proc/self/exe")
 	c.Env = append(os.Environ(), "SHELL_TEST_OWNER=1")
@@ -119,16 +120,22 @@ func TestOwnerKilled(t *testing.T) {
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	var job, shell int
-	if _, err := fmt.Fscan(out, &job, &shell); err != nil {
+	var earlier, job, shell, front int
+	if _, err := fmt.Fscan(out, &earlier, &job, &shell, &front); err != nil {
 		t.Fatal(err)
+	}
+	for !watched(c.Process.Pid) { // after some ms
+		time.Sleep(time.Millisecond)
 	}
 	c.Process.Kill()
 	c.Wait()
-	waitGone(t, shell)
-	if !alive(job) {
-		t.Error("the job is gone")
+	for _, pid := range []int{shell, job, front} {
+		waitGone(t, pid)
 	}
+	if !alive(earlier) {
+		t.Error("the job of an earlier command is gone")
+	}
+	job = earlier
 	unix.Kill(job, unix.SIGKILL)
 	waitGone(t, job)
 	s := start(t, Options{})
@@ -139,6 +146,16 @@ func TestOwnerKilled(t *testing.T) {
 	if len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
+}
+
+// watched tells whether the owner has started its watcher.
+func watched(owner int) bool {
+	for _, pid := range allPIDs() {
+		if stat(pid).ppid == owner && strings.Contains(image(pid), "Waits for its owner") {
+			return true
+		}
+	}
+	return false
 }
 
 func TestUser(t *testing.T) {

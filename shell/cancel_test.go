@@ -107,7 +107,7 @@ var goingOn = map[string]string{
 func TestNothingRunsOn(t *testing.T) {
 	rounds := 5
 	if os.Getenv("DEPLOYX_SOAK") != "" {
-		rounds = 1000
+		rounds = 100
 	}
 	each(t, func(t *testing.T, program string) {
 		dir := t.TempDir()

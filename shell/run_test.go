@@ -204,6 +204,23 @@ func TestShellEnds(t *testing.T) {
 	})
 }
 
+// A failed exec ends bash where it reads a file, as every command is; ${x:?} ends the text.
+func TestErrorsThatEnd(t *testing.T) {
+	for text, want := range map[string]struct {
+		status    int
+		restarted bool
+		a         string
+	}{": ${nope:?}": {1, false, "2"}, "exec /no/such/program": {127, true, "1"}, "exec /etc/passwd": {126, true, "1"}} {
+		s := start(t, Options{Dir: "/usr"})
+		run(t, s, "A=1; cd bin")
+		out, errs, r := run(t, s, "A=2; echo seen; "+text+"; echo never")
+		if out != "seen\n" || errs == "" || r.ExitCode != want.status || r.Restarted != want.restarted || r.Dir != "/usr/bin" {
+			t.Errorf("%q: %q %q %d %v %s", text, out, errs, r.ExitCode, r.Restarted, r.Dir)
+		}
+		says(t, s, "pwd; echo $A", "/usr/bin\n"+want.a+"\n")
+	}
+}
+
 func TestKilledWhileIdle(t *testing.T) {
 	s := start(t, Options{})
 	run(t, s, "x=1; cd /usr")

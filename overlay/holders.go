@@ -305,33 +305,3 @@ func (s *scanner) mappings(pid int) {
 		s.hard = append(s.hard, hold{Holder: snapshot.Holder{PID: pid, Name: comm(pid), How: "shared mapping (write)", Path: path}})
 	}
 }
-
-// staleHolders names processes whose working directory or open files are in
-// the tree as it was before the first mount: what they write from now on goes
-// to base, where nobody looks. It costs a look at every process and is done
-// when a tree is first covered.
-func (d *Driver) staleHolders() []snapshot.Holder {
-	pids, err := processes()
-	if err != nil {
-		return nil
-	}
-	var stale []snapshot.Holder
-	for _, pid := range pids {
-		links := append(descriptors(pid), "/proc/"+strconv.Itoa(pid)+"/cwd", "/proc/"+strconv.Itoa(pid)+"/root")
-		for _, link := range links {
-			path, err := os.Readlink(link)
-			if err != nil || !within(path, d.tree) {
-				continue
-			}
-			how := filepath.Base(link)
-			if fdInfo(link) != "" {
-				how = "fd " + how
-				if flags := fdFlags(fdInfo(link)); flags&unix.O_ACCMODE == unix.O_RDONLY && flags&unix.O_DIRECTORY == 0 {
-					continue
-				}
-			}
-			stale = append(stale, snapshot.Holder{PID: pid, Name: comm(pid), How: how, Path: path})
-		}
-	}
-	return stale
-}

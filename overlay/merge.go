@@ -26,11 +26,17 @@ type merge struct {
 	white  string  // a whiteout to link to, once there is one
 	copies map[inode]string
 	size   runSize
+	by     string // the way to the layers, if not the driver's
 
 	// foreign: the layers below are not those that the run was made on. What a
 	// file says of them is then believed only where it holds for these too.
 	foreign bool
 	base    int // where the view has base, whose files must not be linked to: they are not sealed
+
+	// settled: nothing of the layers below may be needed under another name. What
+	// the run has moved is made whole, with links to what is there.
+	settled bool
+	apart   bool // base is on another filesystem: settled, its bytes are not needed at all
 }
 
 // count adds what was made and is not a link.
@@ -72,7 +78,7 @@ func (m *merge) directory(a, b *entry, dir string, fresh bool) error {
 		return err
 	}
 	limit := m.split
-	if m.reachesBelow(a) && !m.stands(a) {
+	if b == nil && m.settled || m.reachesBelow(a) && !m.stands(a) {
 		limit = -1 // all of it is to be made
 	}
 	names, err := a.dir.names(limit)
@@ -101,7 +107,9 @@ func (m *merge) name(a, b *entry, name, path string) error {
 		return m.file(e, path, b != nil && e.origin == join(a.dir.origin, name))
 	}
 	var under *entry
+	moved := e != nil && m.stands(e) && (b == nil || e.dir.origin != join(a.dir.origin, name))
 	switch {
+	case moved && m.settled:
 	case e != nil && m.stands(e):
 		under, err = m.below.resolve(e.dir.origin, false)
 	case e == nil && b != nil:
@@ -120,7 +128,7 @@ func (m *merge) name(a, b *entry, name, path string) error {
 	if err := m.directory(e, onlyDir(under), path, b == nil); err != nil {
 		return err
 	}
-	if m.stands(e) && (b == nil || e.dir.origin != join(a.dir.origin, name)) {
+	if moved && !m.settled {
 		return setPrivate(path, "redirect", m.prefix+"/"+e.dir.origin)
 	}
 	return nil
@@ -214,15 +222,17 @@ func (m *merge) file(e *entry, path string, natural bool) error {
 		return m.once(e, path, m.whole)
 	case e.meta && m.foreign && !m.hasBytes(e), m.foreign && e.layer == m.base && fileType(e) == snapshot.TypeFile:
 		return m.once(e, path, m.whole)
+	case m.settled && e.meta && (!natural || m.apart || e.st.Nlink > 1):
+		return m.once(e, path, m.full)
 	case e.meta && !m.redirectFits(e, natural):
 		return m.once(e, path, m.shell)
 	}
 	err := unix.Linkat(int(e.parent.Fd()), e.name, unix.AT_FDCWD, path, 0)
-	if errors.Is(err, unix.EMLINK) {
+	if errors.Is(err, unix.EMLINK) || errors.Is(err, unix.EXDEV) { // base may be elsewhere
 		if e.meta {
-			return m.shell(e, path)
+			return m.once(e, path, m.shell)
 		}
-		return m.whole(e, path)
+		return m.once(e, path, m.whole)
 	}
 	if err != nil {
 		return &fs.PathError{Op: "link", Path: path, Err: err}
@@ -271,7 +281,11 @@ func (m *merge) hasBytes(e *entry) bool {
 // layers below.
 func (m *merge) whole(e *entry, path string) error {
 	if fileType(e) != snapshot.TypeFile {
-		return fmt.Errorf("%q: too many links to a special file", path)
+		dir, err := openDir(filepath.Dir(path))
+		if err != nil {
+			return err
+		}
+		return errors.Join(target{dir, filepath.Base(path)}.replica(e), dir.Close())
 	}
 	from, err := os.Open(fdName(e.bytes()))
 	if err != nil {
@@ -287,6 +301,29 @@ func (m *merge) whole(e *entry, path string) error {
 		err = errors.Join(copyAttributes(e.f, to), to.Sync(), m.count(to))
 	}
 	return errors.Join(err, to.Close())
+}
+
+// full makes a metacopy file whole: a link to the file below where that has the
+// same attributes and no other name, else a copy.
+func (m *merge) full(e *entry, path string) error {
+	if e.data == nil {
+		return fmt.Errorf("%q: its bytes are not in base", path)
+	}
+	bytes := &entry{f: e.data}
+	if err := unix.Fstat(int(e.data.Fd()), &bytes.st); err != nil {
+		return &fs.PathError{Op: "fstat", Path: path, Err: err}
+	}
+	if same, err := sameAttributes(e, bytes, true); err != nil {
+		return err
+	} else if same && bytes.st.Nlink == 1 && linkTo(e.data, path) == nil {
+		return nil
+	}
+	return m.whole(e, path)
+}
+
+// linkTo links to an open file. A file that flags protect takes no links.
+func linkTo(f *os.File, path string) error {
+	return unix.Linkat(unix.AT_FDCWD, fdName(f), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
 }
 
 // shell makes a metacopy file anew, with another redirect.

@@ -48,7 +48,7 @@ type merging struct {
 // while commands run; ctx ends it.
 func (d *Driver) Maintain(ctx context.Context, v snapshot.View) error {
 	for {
-		units := d.units(v.Layers)
+		units := d.mergeable(v.Layers)
 		if len(units) <= d.mergeAbove {
 			return nil
 		}
@@ -70,7 +70,7 @@ func (d *Driver) Maintain(ctx context.Context, v snapshot.View) error {
 // that, unless there are very many units.
 func (d *Driver) hurry(ctx context.Context, layers []snapshot.LayerID) error {
 	for {
-		units := d.units(layers)
+		units := d.mergeable(layers)
 		if len(units) <= d.mergeMust {
 			return nil
 		}

@@ -55,8 +55,9 @@ type Driver struct {
 	ready ready
 	runs  runs
 	below below
-	gone  sync.WaitGroup // closing what Show replaced
-	views *os.File       // see noteView
+	gone  sync.WaitGroup   // closing what Show replaced
+	views *os.File         // see noteView
+	bound snapshot.LayerID // see splitAt
 
 	merging  merging
 	standing standing

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,8 +55,13 @@ func (d *Driver) mergedDir(last snapshot.LayerID, n int) string {
 // first. It costs what there are units, not layers.
 func (d *Driver) units(layers []snapshot.LayerID) []unit {
 	var out []unit
+	split := d.split(layers)
 	for len(layers) > 0 {
-		last, n := layers[len(layers)-1], d.longest(layers)
+		from := 0
+		if len(layers) > split {
+			from = split
+		}
+		last, n := layers[len(layers)-1], d.longest(layers[from:])
 		if n == 0 {
 			out = append(out, unit{d.dir(last, ""), 1})
 			n = 1
@@ -65,6 +71,19 @@ func (d *Driver) units(layers []snapshot.LayerID) []unit {
 		layers = layers[:len(layers)-n]
 	}
 	return out
+}
+
+// split is how many of the oldest layers may not share a run with newer ones.
+func (d *Driver) split(layers []snapshot.LayerID) int {
+	if d.bound == "" {
+		return 0
+	}
+	return slices.Index(layers, d.bound) + 1
+}
+
+// mergeable are the units of those that may share a run with the newest.
+func (d *Driver) mergeable(layers []snapshot.LayerID) []unit {
+	return d.units(layers[d.split(layers):])
 }
 
 // longest finds the length of the longest run that layers end with; 0 if there
@@ -186,16 +205,17 @@ func (d *Driver) mergeAside(ctx context.Context, below, layers []snapshot.LayerI
 // aside makes a directory like a layer's and has build fill it, whose argument
 // is to become the tree's root. It is removed on error.
 func (d *Driver) aside(m *merge, build func(top string) error) (aside string, err error) {
-	aside = filepath.Join(d.layers, "merged", fmt.Sprintf("new.%d", time.Now().UnixNano()))
+	name := filepath.Join("merged", fmt.Sprintf("new.%d", time.Now().UnixNano()))
+	aside = filepath.Join(d.layers, name)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.toTrash(aside))
 		}
 	}()
-	top := filepath.Join(aside, "u")
-	made := aside
+	made := filepath.Join(cmp.Or(m.by, d.layers), name)
+	top := filepath.Join(made, "u")
 	if d.name != "" {
-		made = filepath.Join(aside, "s")
+		made = filepath.Join(made, "s")
 		top, m.prefix = filepath.Join(made, d.name), "/"+d.name
 	}
 	if err := os.MkdirAll(made, 0o755); err != nil {

@@ -28,6 +28,9 @@ func (s *Session) Collect(ctx context.Context, age time.Duration, dry bool) (x E
 
 func (s *Session) expire(ctx context.Context, r Retention, dry bool) (x Expired, err error) {
 	h := s.rec.Head()
+	if h.Committing != "" {
+		return x, nil // its layers are needed until base has what they hold
+	}
 	o := s.over(ctx, r)
 	floor, err := s.expiring(h, o, &x)
 	if err != nil {
@@ -187,7 +190,7 @@ func (s *Session) fold(ctx context.Context, top snapshot.ID) (*snapshot.Floor, e
 // names. A layer that the mounted view still stands on goes another time.
 func (s *Session) sweep(ctx context.Context, x *Expired) error {
 	h := s.rec.Head()
-	live := map[string]bool{string(h.Open): true, h.Context: true, string(s.next): true}
+	live := map[string]bool{string(h.Open): true, string(h.Replaced): true, h.Context: true, string(s.next): true}
 	if h.Floor != nil {
 		live[string(h.Floor.Layer)] = true
 	}

@@ -34,6 +34,12 @@ func (s *Session) forget(ctx context.Context, id snapshot.ID, older bool, x *Exp
 		return err
 	}
 	h := s.rec.Head()
+	if h.Committing != "" {
+		return &snapshot.Error{
+			Code: snapshot.CodeTreeBusy, Msg: "a commit is not finished, and needs the layers as they are",
+			Hint: "deployx commit goes on with it, and names what keeps it from that",
+		}
+	}
 	if h.Floor != nil && id == h.Floor.Snapshot {
 		return nil // its entry stays as the floor's mark
 	}

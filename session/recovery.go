@@ -26,6 +26,7 @@ type Recovery struct {
 	Unfinished snapshot.ID // a command that was cut off
 	RolledBack bool        // and has been rolled back (RollbackInterrupted)
 	Reshown    bool        // the tree did not show what the record says
+	Committing snapshot.ID // a commit through this entry was not finished
 	Stale      []snapshot.Holder
 }
 

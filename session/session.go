@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"sync"
 	"time"
@@ -81,12 +82,15 @@ type Session struct {
 	seq      uint64     // of the head that the shell's context belongs to
 	looked   bool       // see lookOnce
 	undid    bool       // see settleCut
-	reserved bool       // see reserve
-	doubt    error      // the last move of the head is not confirmed (snapshot.IsUnconfirmed)
-	sh       *shell.Shell
-	starting *starting        // see startShell
-	next     snapshot.LayerID // prepared while a command ran, not used yet
-	upkeep   upkeep
+	showOnly bool       // see Restore
+	// forgotten: there is nothing left to work on, see ForgetTree.
+	forgotten bool
+	reserved  bool  // see reserve
+	doubt     error // the last move of the head is not confirmed (snapshot.IsUnconfirmed)
+	sh        *shell.Shell
+	starting  *starting        // see startShell
+	next      snapshot.LayerID // prepared while a command ran, not used yet
+	upkeep    upkeep
 
 	now   sync.Mutex // guards live
 	live  *shell.Shell
@@ -142,7 +146,17 @@ func (s *Session) exclusively(ctx context.Context, f func() error) (err error) {
 }
 
 func (s *Session) lock(wait context.Context) (*snapshot.Lock, error) {
-	return snapshot.WaitLock(wait, filepath.Join(s.o.Tree.Store, "lock"), s.o.Waiting)
+	l, err := snapshot.WaitLock(wait, filepath.Join(s.o.Tree.Store, "lock"), s.o.Waiting)
+	if s.forgotten || errors.Is(err, fs.ErrNotExist) {
+		if err == nil {
+			err = l.Unlock()
+		}
+		return nil, errors.Join(&snapshot.Error{
+			Code: snapshot.CodeNotFound, Msg: fmt.Sprintf("the tree %q has been forgotten meanwhile", s.o.Tree.Path),
+			Hint: "deployx run --tree DIR makes it known again",
+		}, err)
+	}
+	return l, err
 }
 
 // under runs f under the lock and gives the lock back.
@@ -179,7 +193,16 @@ func (s *Session) converge(ctx context.Context) error {
 			return err
 		}
 	}
-	return s.settleCut(ctx, again)
+	if err := s.settleCut(ctx, again); err != nil {
+		return err
+	}
+	if err := s.dropReplaced(ctx); err != nil {
+		s.o.Warn("what was written in the last moment before the tree was shown anew is not in view yet: " + err.Error())
+	}
+	if !s.showOnly {
+		s.resumeCommit(ctx)
+	}
+	return nil
 }
 
 // reshow shows the view of the record where the tree shows something else.
@@ -195,7 +218,7 @@ func (s *Session) reshow(ctx context.Context, shown snapshot.LayerID) error {
 	}
 	t, err := s.drv.Show(ctx, v)
 	s.found.Stale = t.Stale
-	if snapshot.CodeOf(err) == snapshot.CodeTreeBusy && len(v.Layers) > 0 && v.Layers[len(v.Layers)-1] == shown {
+	if snapshot.CodeOf(err) == snapshot.CodeTreeBusy && (shown == h.Replaced || len(v.Layers) > 0 && v.Layers[len(v.Layers)-1] == shown) {
 		h.Open = shown // killed between the record and the swap, and pinned since
 		return s.move(h)
 	}
@@ -238,6 +261,9 @@ func (s *Session) Close() error {
 		s.closeShell(st.sh)
 	}
 	s.upkeep.end(upkeepGrace)
+	if s.forgotten {
+		return nil
+	}
 	err := s.tidy(context.Background())
 	if e := s.drv.Close(); e != nil { // of work that nobody waited for, and that is begun again
 		s.o.Warn("upkeep: " + e.Error())

@@ -22,10 +22,12 @@ type Status struct {
 	Disk      snapshot.Usage // of all layers
 	Derived   snapshot.Usage // of what was merged from them, beyond what it shares with them
 	PinnedBy  []snapshot.Holder
-	Fast      bool          // the newest command was reported before it was flushed
-	Kept      []snapshot.ID // that do not expire
-	Trash     int           // layers given up whose space is not free yet
-	Recovered *RecoveryNote // the last time that something had to be put right
+	Fast      bool              // the newest command was reported before it was flushed
+	Kept      []snapshot.ID     // that do not expire
+	Trash     int               // layers given up whose space is not free yet
+	Recovered *RecoveryNote     // the last time that something had to be put right
+	Stale     []snapshot.Holder // stand in base, below the mount
+	Commit    snapshot.ID       // a commit through this entry is not finished
 }
 
 // Status looks at the tree and the record. It takes no lock and changes
@@ -69,6 +71,14 @@ func (s *Session) Status(ctx context.Context) (st Status, err error) {
 	}
 	if e, ok := s.drv.(snapshot.Elsewhere); ok && len(st.PinnedBy) == 0 {
 		if st.PinnedBy, err = e.Elsewhere(ctx); err != nil {
+			return st, err
+		}
+	}
+	st.Commit = h.Committing
+	if d, ok := s.drv.(interface {
+		Stale(context.Context) ([]snapshot.Holder, error)
+	}); ok {
+		if st.Stale, err = d.Stale(ctx); err != nil {
 			return st, err
 		}
 	}

@@ -101,6 +101,32 @@ type Folder interface {
 	Fold(ctx context.Context, layers []LayerID) (LayerID, error)
 }
 
+// A Committer is a driver that can make layers part of base.
+type Committer interface {
+	// Settle makes, if need be, one sealed layer that stands for layers, the
+	// bottom of a stack, oldest first, and reads nothing of base but what stands
+	// at its own path: base can then change beneath it. It returns "" if they are
+	// such already. It changes nothing that anybody sees, nor base.
+	Settle(ctx context.Context, layers []LayerID) (LayerID, error)
+
+	// Commit makes base what layers, the bottom of the shown view, have made of
+	// it, durably; the tree shows the same before, meanwhile and afterwards.
+	// They must be settled. CodeTreeBusy means that nothing was done, and that the
+	// view must be shown anew first, with another open layer: a layer that Settle
+	// made must be in it, for one. Killed or failed anywhere and called again with
+	// the same layers, it finishes; until it has returned nil no view may be shown
+	// without them, and from then on none with them.
+	Commit(ctx context.Context, layers []LayerID, progress func(Progress)) error
+}
+
+// Progress tells how far long work has come. Total is an estimate, 0 while
+// unknown.
+type Progress struct {
+	Phase string `json:"phase"`
+	Files int64  `json:"files"`
+	Total int64  `json:"total_files"`
+}
+
 // A Maintainer is a driver that keeps itself quick by work that can be done at
 // any time. Maintain may run beside the other methods, on a view whose layers
 // are sealed; it changes nothing that anybody sees, and ctx may end it.

@@ -7,12 +7,17 @@ import (
 	"strings"
 )
 
-// Chain yields the entries from the given one down to base or the floor, newest
-// first. It stops at the first error, which it yields.
+// Chain yields the entries from the given one down to base, to the floor or to
+// what is being committed, newest first: those that can be rolled back. It stops
+// at the first error, which it yields.
 func (r *Record) Chain(from ID) iter.Seq2[Snapshot, error] {
+	return r.chain(from, r.at().bottom())
+}
+
+// chain yields the entries from one down to, without, another.
+func (r *Record) chain(from, bottom ID) iter.Seq2[Snapshot, error] {
 	return func(yield func(Snapshot, error) bool) {
-		floor := r.at().floor().Snapshot
-		for id := from; id != "" && id != floor; {
+		for id := from; id != "" && id != bottom; {
 			s, err := r.Snapshot(id)
 			if !yield(s, err) || err != nil {
 				return
@@ -56,7 +61,7 @@ func (r *Record) Resolve(prefix string) (ID, error) {
 		return ID(found[0]), nil
 	case 0:
 		if r.expired(prefix) {
-			return "", errExpired(prefix)
+			return "", r.errExpired(prefix)
 		}
 		return "", &Error{
 			Code: CodeUnknownSnapshot, Msg: fmt.Sprintf("no snapshot begins with %q", prefix),
@@ -99,7 +104,7 @@ func (r *Record) notApplied(id ID) error {
 		return err
 	}
 	if r.expired(string(id)) {
-		return errExpired(string(id))
+		return r.errExpired(string(id))
 	}
 	return &Error{
 		Code: CodeUnknownSnapshot, Msg: fmt.Sprintf("snapshot %s has been rolled back already", id),
@@ -127,14 +132,24 @@ func (r *Record) FirstOfBatch(batch string) (ID, error) {
 	return first, nil
 }
 
-// expired tells whether an id, or a prefix of one, is not above the floor: ids
-// sort by time.
+// Expired tells whether a snapshot can no longer be rolled back to because it
+// has expired or been committed.
+func (r *Record) Expired(id ID) bool { return r.expired(string(id)) }
+
+// expired tells whether an id, or a prefix of one, is not above the floor or
+// what is being committed: ids sort by time.
 func (r *Record) expired(id string) bool {
-	floor := string(r.at().floor().Snapshot)
-	return floor != "" && id <= floor
+	bottom := string(r.at().bottom())
+	return bottom != "" && id <= bottom
 }
 
-func errExpired(id string) error {
+func (r *Record) errExpired(id string) error {
+	if h := r.at(); id <= string(max(h.Committed, h.Committing)) {
+		return &Error{
+			Code: CodeExpired, Msg: fmt.Sprintf("snapshot %s has been committed: what its command did is part of the directory itself", id),
+			Hint: "it cannot be rolled back; deployx log lists what can",
+		}
+	}
 	return &Error{
 		Code: CodeExpired, Msg: fmt.Sprintf("snapshot %s has expired", id),
 		Hint: "what its command did stays; deployx log lists what can still be rolled back",

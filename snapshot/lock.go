@@ -19,7 +19,30 @@ type Lock struct{ f *os.File }
 
 // TryLock takes the lock on path, a file that is made if need be. If another
 // process has it, the error is CodeTreeBusy with that process named.
+//
+// A file that was removed or moved while it was being locked is no lock: then
+// the one that is there now is tried, or the error is fs.ErrNotExist if the
+// directory is gone.
 func TryLock(path string) (*Lock, error) {
+	for {
+		l, err := tryLock(path)
+		if err != nil || l.stands(path) {
+			return l, err
+		}
+		if err := l.Unlock(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// stands tells whether the locked file is still the one at path.
+func (l *Lock) stands(path string) bool {
+	a, err := l.f.Stat()
+	b, e := os.Lstat(path)
+	return err == nil && e == nil && os.SameFile(a, b)
+}
+
+func tryLock(path string) (*Lock, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err

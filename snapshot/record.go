@@ -31,6 +31,15 @@ type Head struct {
 	// Floor is where history ends: older entries have expired, and what they did
 	// is one layer.
 	Floor *Floor `json:"floor,omitempty"`
+	// Committing is the entry through which the layers are becoming part of
+	// base: none of them can be rolled back any more. "" when no commit is under
+	// way.
+	Committing ID `json:"committing,omitempty"`
+	// Committed is the newest entry that is part of base.
+	Committed ID `json:"committed,omitempty"`
+	// Replaced is the open layer that Open took the place of while nothing was
+	// in it; what was written to it in the last moment is drift.
+	Replaced LayerID `json:"replaced,omitempty"`
 	// Redo are the tops that rollbacks left behind, oldest rollback first.
 	Redo []Frame `json:"redo,omitempty"`
 }
@@ -139,6 +148,9 @@ func (h Head) floor() Floor {
 	return *h.Floor
 }
 
+// bottom is the newest entry that cannot be rolled back any more.
+func (h Head) bottom() ID { return max(h.Committing, h.floor().Snapshot) }
+
 // Head is where the tree stands, as read or moved last.
 func (r *Record) Head() Head {
 	h := r.at()
@@ -244,7 +256,7 @@ func (r *Record) Snapshot(id ID) (Snapshot, error) {
 	name := filepath.Join(r.dir, string(id)+".json")
 	switch err := readJSON(name, &s); {
 	case errors.Is(err, fs.ErrNotExist) && r.expired(string(id)):
-		return s, errExpired(string(id))
+		return s, r.errExpired(string(id))
 	case errors.Is(err, fs.ErrNotExist):
 		return s, &Error{
 			Code: CodeUnknownSnapshot, Msg: fmt.Sprintf("there is no snapshot %s", id),

@@ -155,7 +155,7 @@ func (r *Record) layersFrom(top ID) ([]LayerID, error) {
 
 // withTop puts back the layer that top shares with an entry above it.
 func (r *Record) withTop(below []LayerID, top ID) ([]LayerID, error) {
-	for e, err := range r.Chain(top) {
+	for e, err := range r.chain(top, r.at().floor().Snapshot) {
 		if err != nil {
 			return nil, err
 		}

@@ -125,9 +125,46 @@ func (s State) Add(t Tree) error {
 	return durable.Write(filepath.Join(s.dir, "trees", Name(t.Path)+".json"), append(b, '\n'))
 }
 
-// Forget makes a tree unknown. Its files must be gone already.
-func (s State) Forget(path string) error {
-	return os.Remove(filepath.Join(s.dir, "trees", Name(path)+".json"))
+// Each calls visit for every known tree in the order of their names, or with
+// the error for one that cannot be read, whose file is named in it.
+func (s State) Each(visit func(Tree, error)) error {
+	names, err := filepath.Glob(filepath.Join(s.dir, "trees", "*.json"))
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		visit(readTree(n))
+	}
+	return nil
+}
+
+// Forget makes a tree unknown, durably, and tells what it removed: with the last
+// tree the state directory goes too, if nothing else is in it. The tree's files
+// must be gone already. No error if it is not known.
+func (s State) Forget(path string) (removed []string, err error) {
+	name := filepath.Join(s.dir, "trees", Name(path)+".json")
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if err := durable.SyncDir(filepath.Dir(name)); err != nil {
+		return nil, err
+	}
+	removed = []string{name}
+	if os.Remove(filepath.Dir(name)) != nil { // other trees
+		return removed, nil
+	}
+	removed = append(removed, filepath.Dir(name))
+	if left, err := os.ReadDir(s.dir); err == nil && len(left) == 1 && left[0].Name() == "lock" {
+		lock := filepath.Join(s.dir, "lock")
+		if err := os.Remove(lock); err != nil {
+			return removed, err
+		}
+		removed = append(removed, lock)
+	}
+	if os.Remove(s.dir) == nil {
+		removed = append(removed, s.dir)
+	}
+	return removed, nil
 }
 
 func readTree(name string) (Tree, error) {

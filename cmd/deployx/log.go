@@ -93,6 +93,9 @@ func history(t snapshot.Tree, rec *snapshot.Record, n int, all bool) ([]wire.Met
 		return nil, err
 	}
 	for i := len(ids) - 1; i >= 0 && (n <= 0 || len(list) < n); i-- {
+		if rec.Expired(ids[i]) { // expired or committed: a mark of where history ends
+			break
+		}
 		s, err := rec.Snapshot(ids[i])
 		if err != nil {
 			return nil, err

@@ -144,6 +144,7 @@ func (a *app) root() *cobra.Command {
   deployx diff ID             # what a command changed
   deployx rollback ID         # put the tree back to what it was before it
   deployx redo                # take the rollback back
+  deployx commit              # keep it all for good: a plain directory again
 
 Exit status: 0; 1 refused or failed, and nothing was changed; 2 usage. run,
 batch and shell differ: see their help.`,
@@ -160,7 +161,7 @@ batch and shell differ: see their help.`,
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "say nothing but errors")
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	c.AddCommand(a.runCmd(), a.batchCmd(), a.shellCmd(), a.logCmd(), a.showCmd(), a.diffCmd(), a.rollbackCmd(), a.redoCmd(),
-		a.gcCmd(), a.keepCmd(), a.statusCmd(), a.doctorCmd(), a.versionCmd(), a.agentCmd(), a.installCmd(), a.uninstallCmd(), a.restoreCmd(), a.completionCmd())
+		a.commitCmd(), a.forgetCmd(), a.gcCmd(), a.keepCmd(), a.statusCmd(), a.doctorCmd(), a.versionCmd(), a.agentCmd(), a.installCmd(), a.uninstallCmd(), a.restoreCmd(), a.completionCmd())
 	a.completeFlags(c)
 	return c
 }

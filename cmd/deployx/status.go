@@ -45,6 +45,8 @@ type treeStatus struct {
 	Disk      snapshot.Usage    `json:"disk"`
 	Derived   snapshot.Usage    `json:"derived"` // merged layers, beyond what they share with these
 	PinnedBy  []snapshot.Holder `json:"pinned_by,omitempty"`
+	Stale     []snapshot.Holder `json:"stale,omitempty"`      // see the directory below the mount
+	Commit    snapshot.ID       `json:"committing,omitempty"` // a commit through this snapshot is not finished
 	Store     string            `json:"store"`
 
 	Durability string                `json:"durability"` // of the newest command: full or fast
@@ -97,6 +99,7 @@ func (a *app) treeStatus(ctx context.Context, t snapshot.Tree) (out treeStatus, 
 			Path: t.Path, Driver: t.Driver, Store: t.Store,
 			Mounted: st.Mounted, Agrees: st.Agrees, Head: st.Head, Snapshots: st.Snapshots, Redo: st.Redo,
 			Layers: st.Layers, MaxLayers: st.MaxLayers, Drift: st.Drift, Running: st.Running, Disk: st.Disk, Derived: st.Derived, PinnedBy: st.PinnedBy,
+			Stale: st.Stale, Commit: st.Commit,
 			Durability: "full", Kept: st.Kept, Trash: st.Trash, Recovered: st.Recovered != nil, Recovery: st.Recovered,
 		}
 		if st.Fast {
@@ -133,6 +136,12 @@ func (a *app) printStatus(st treeStatus) error {
 	}
 	for _, h := range st.PinnedBy {
 		row("held by", "%s (pid %d): %s %s", h.Name, h.PID, h.How, printable(h.Path))
+	}
+	for _, h := range st.Stale {
+		row("below it", "%s (pid %d): %s %s: it sees the directory as it was before it was mounted; restart it", h.Name, h.PID, h.How, printable(h.Path))
+	}
+	if st.Commit != "" {
+		row("commit", "through %s, not finished: the next command, or deployx commit, goes on with it", st.Commit)
 	}
 	row("disk", "%s in %d files and directories", size(st.Disk.Bytes), st.Disk.Inodes)
 	if st.Derived.Inodes > 0 {

@@ -80,6 +80,7 @@ func (o Options) Run(t *testing.T, open Open) {
 	o = o.placed(t)
 	t.Run("named", func(t *testing.T) { o.Named(t, open) })
 	t.Run("random", func(t *testing.T) { o.Random(t, open) })
+	t.Run("commit", func(t *testing.T) { o.Commit(t, open) })
 	t.Run("contract", func(t *testing.T) { o.Contract(t, open) })
 }
 

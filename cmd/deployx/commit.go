@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"deployx/session"
+	"deployx/snapshot"
+)
+
+func (a *app) commitCmd() *cobra.Command {
+	var through string
+	c := &cobra.Command{
+		Use:   "commit",
+		Short: "Make what commands did part of the directory itself, for good",
+		Long: `Make everything that commands and others did, or with --through the oldest
+snapshots up to and with that one, part of the directory itself. It can then no
+longer be rolled back; newer snapshots can. The tree shows the same all the time
+and may be in use. When nothing is left to roll back the tree is a plain directory
+again, with no mount.
+
+Killed or failed at any moment nothing is lost: the next deployx on this tree, or
+deployx commit, goes on with it. Processes that hold the tree do not hinder a
+commit, but what they write to stays to be committed later, and the mount stays
+until they end or the host is rebooted; they are named.
+
+Exit status: 0 done, or as far as running processes allow; 1 refused or failed,
+and nothing is lost; 2 usage.`,
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return a.commit(c.Context(), through) },
+	}
+	c.Flags().StringVar(&through, "through", "", "the newest snapshot `id` to commit")
+	a.session.register(c, false)
+	return c
+}
+
+func (a *app) commit(ctx context.Context, through string) error {
+	t, err := a.known()
+	if err != nil {
+		return err
+	}
+	return a.with(ctx, t, func(s *session.Session) error {
+		o := session.CommitOptions{Progress: a.counting()}
+		if through != "" {
+			if o.Through, err = s.Record().Resolve(through); err != nil {
+				return err
+			}
+		}
+		c, err := s.Commit(ctx, o)
+		if err != nil {
+			return err
+		}
+		if err := s.EmptyTrash(ctx); err != nil {
+			return err
+		}
+		return a.tellCommit(c)
+	})
+}
+
+func (a *app) tellCommit(c session.Committed) error {
+	if a.json {
+		return a.encode(commitEvent(c))
+	}
+	switch {
+	case len(c.Snapshots) == 0 && c.Paths == 0 && !c.Pending:
+		a.say("deployx: there is nothing to commit")
+	case c.Pending:
+		a.say("deployx: %d snapshots are committed and cannot be rolled back, but the directory itself gets what they did later: the tree must be shown anew, and is held", len(c.Snapshots))
+	default:
+		a.say("deployx: %d snapshots committed, %d paths in %s", len(c.Snapshots), c.Paths, c.Duration.Round(100*time.Microsecond))
+	}
+	if c.Undone > 0 {
+		a.say("deployx: %d rollbacks can no longer be taken back", c.Undone)
+	}
+	for _, h := range c.PinnedBy {
+		a.say("deployx: held by %s (pid %d): %s %s", h.Name, h.PID, h.How, printable(h.Path))
+	}
+	if len(c.PinnedBy) > 0 && (c.Pending || c.Remaining == 0) {
+		a.say("deployx: stopping them or a reboot, and then deployx commit, finishes it")
+	} else if len(c.PinnedBy) > 0 {
+		a.say("deployx: what they write to is not committed: stop them, and then deployx commit")
+	}
+	switch {
+	case c.Plain:
+		a.say("deployx: the tree is a plain directory")
+	case c.Remaining > 0:
+		a.say("deployx: %d snapshots are not committed", c.Remaining)
+	}
+	return nil
+}
+
+func commitEvent(c session.Committed) map[string]any {
+	ids := []string{}
+	for _, id := range c.Snapshots {
+		ids = append(ids, string(id))
+	}
+	return map[string]any{
+		"event": "commit_completed", "success": true, "committed": ids, "paths": c.Paths, "remaining": c.Remaining,
+		"redo_lost": c.Undone, "pending": c.Pending, "plain": c.Plain, "pinned_by": append([]snapshot.Holder{}, c.PinnedBy...),
+		"duration_ms": float64(c.Duration) / float64(time.Millisecond),
+	}
+}
+
+// counting is progress for work that is counted in paths.
+func (a *app) counting() func(snapshot.Progress) {
+	f, ok := a.err.(*os.File)
+	terminal := ok && term.IsTerminal(int(f.Fd())) && !a.quiet
+	if !terminal && !a.json {
+		return nil
+	}
+	var last time.Time // the first is told at once, so that a program sees it begin
+	return func(p snapshot.Progress) {
+		end := p.Files == p.Total
+		if time.Since(last) < progressPause && !end {
+			return
+		}
+		last = time.Now()
+		if a.json {
+			json.NewEncoder(a.out).Encode(map[string]any{ //nolint:errcheck // a reader that went away does not stop the work
+				"event": "progress", "phase": p.Phase, "files": p.Files, "total_files": p.Total,
+			})
+			return
+		}
+		line := fmt.Sprintf("\r\033[Kdeployx: %s: %d of %d paths", p.Phase, p.Files, p.Total)
+		if end {
+			line = "\r\033[K"
+		}
+		fmt.Fprint(a.err, line) //nolint:errcheck // nowhere to tell
+	}
+}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"deployx/session"
+	"deployx/snapshot"
+)
+
+func (a *app) forgetCmd() *cobra.Command {
+	var commit bool
+	c := &cobra.Command{
+		Use:   "forget",
+		Short: "Unmount a tree and remove everything that deployx keeps of it",
+		Long: `Unmount a tree and remove what deployx keeps of it: record, contexts, outputs,
+layers and its entry in the state directory. The directory stays as it is, a plain
+one. Refused while commands could still be rolled back, or others have changed the
+tree, unless --commit makes all that part of the directory first; and while
+processes hold the mount. What had been rolled back cannot be redone afterwards.
+
+Exit status: 0 done; 1 refused or failed, and nothing is lost; 2 usage.`,
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return a.forget(c.Context(), commit) },
+	}
+	c.Flags().BoolVar(&commit, "commit", false, "commit everything first")
+	a.session.register(c, false)
+	return c
+}
+
+func (a *app) forget(ctx context.Context, commit bool) (err error) {
+	t, err := a.known()
+	if err != nil {
+		return err
+	}
+	// No deployx adds a tree meanwhile.
+	l, err := snapshot.WaitLock(ctx, filepath.Join(a.stateDir(), "lock"), nil)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Unlock()) }()
+	return a.with(ctx, t, func(s *session.Session) error {
+		f, err := s.ForgetTree(ctx, commit, a.counting())
+		if err != nil {
+			return err
+		}
+		if a.json {
+			return a.encode(map[string]any{
+				"event": "forget_completed", "success": true, "tree": t.Path, "removed": f.Removed,
+				"committed": commitEvent(f.Committed)["committed"], "redo_lost": f.Undone,
+			})
+		}
+		if n := len(f.Committed.Snapshots); n > 0 {
+			a.say("deployx: %d snapshots committed", n)
+		}
+		if f.Undone > 0 {
+			a.say("deployx: %d commands that had been rolled back are gone for good", f.Undone)
+		}
+		for _, r := range f.Removed {
+			a.say("deployx: removed %s", printable(r))
+		}
+		a.say("deployx: %s is a plain directory that deployx does not know", printable(t.Path))
+		return nil
+	})
+}

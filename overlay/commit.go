@@ -1,0 +1,264 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/internal/crash"
+	"deployx/snapshot"
+)
+
+var _ snapshot.Committer = (*Driver)(nil)
+
+// settledMark is a file in a layer that Settle made.
+const settledMark = "settled"
+
+// Settle looks for what was moved, and if there is any makes a layer in which
+// nothing refers to base by another path. See snapshot.Committer.
+func (d *Driver) Settle(ctx context.Context, layers []snapshot.LayerID) (snapshot.LayerID, error) {
+	if len(layers) == 0 || len(layers) == 1 && d.wasSettled(layers[0]) {
+		return "", nil
+	}
+	r, err := d.reach()
+	if err != nil {
+		return "", err
+	}
+	defer r.close()
+	view, err := d.viewBy(r, layers)
+	if err != nil {
+		return "", err
+	}
+	defer view.close()
+	if moved, err := view.moved(ctx, r.joined); err != nil || !moved {
+		return "", err
+	}
+	m := merge{ctx: ctx, below: view.below(), split: view.split, by: r.layers, settled: true, apart: !r.joined}
+	aside, err := d.aside(&m, func(top string) error { return m.build(view, top) })
+	if err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(filepath.Join(aside, settledMark), nil, 0o600); err != nil {
+		return "", errors.Join(err, d.toTrash(aside))
+	}
+	crash.Point("overlay.commit.settled")
+	id := snapshot.NewLayerID()
+	return id, os.Rename(aside, d.dir(id, ""))
+}
+
+func (d *Driver) wasSettled(id snapshot.LayerID) bool { return exists(d.dir(id, settledMark)) }
+
+// moved tells whether the change refers to base by another path: a directory
+// with a redirect, or a metacopy file with one; where base is not joined with the
+// layers, any metacopy file, for its bytes cannot be replaced in one step. It looks
+// at the layers as they are, so what a later layer has removed counts too.
+func (v *merged) moved(ctx context.Context, joined bool) (bool, error) {
+	for _, root := range v.roots[:v.split] {
+		if root == nil {
+			continue
+		}
+		if found, err := redirected(ctx, root, joined); err != nil || found {
+			return found, err
+		}
+	}
+	return false, nil
+}
+
+func redirected(ctx context.Context, dir *os.File, joined bool) (bool, error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	f, err := openAt(int(dir.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	names, err := f.ReadDir(-1)
+	if err != nil {
+		return false, err
+	}
+	for _, n := range names {
+		t := target{f, n.Name()}
+		switch {
+		case n.IsDir():
+		case !n.Type().IsRegular() || !t.has("metacopy"):
+			continue
+		}
+		if !joined && !n.IsDir() || t.has("redirect") {
+			return true, nil
+		}
+		if !n.IsDir() {
+			continue
+		}
+		sub, err := openAt(int(f.Fd()), n.Name(), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+		if err != nil {
+			return false, err
+		}
+		found, err := redirected(ctx, sub, joined)
+		if err := errors.Join(err, sub.Close()); err != nil || found {
+			return found, err
+		}
+	}
+	return false, nil
+}
+
+// has tells whether t has one of overlayfs's own attributes. If it cannot be
+// told it has, which costs time and nothing else.
+func (t target) has(name string) bool {
+	_, err := unix.Lgetxattr(t.path(), private+name, nil)
+	return !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP)
+}
+
+// Commit puts what layers hold into base. The mounted view has these layers
+// above base, so that every path that is changed there is one that they shadow.
+// See snapshot.Committer and docs/design.md, "Commit".
+func (d *Driver) Commit(ctx context.Context, layers []snapshot.LayerID, progress func(snapshot.Progress)) error {
+	if len(layers) == 0 {
+		return nil
+	}
+	if err := d.splitAt(layers[len(layers)-1]); err != nil {
+		return err
+	}
+	if err := d.refuseUnsettled(ctx, layers); err != nil {
+		return err
+	}
+	r, err := d.reach()
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	view, err := d.viewBy(r, layers)
+	if err != nil {
+		return err
+	}
+	defer view.close()
+	c := commit{ctx: ctx, reach: r, split: view.split, progress: progress, copies: map[inode]string{}}
+	if c.count(view) == 0 {
+		return nil // nothing was changed, not even the root
+	}
+	if err := c.all(view); err != nil {
+		return fmt.Errorf("commit to base: %w", err)
+	}
+	crash.Point("overlay.commit.applied")
+	d.bound = ""
+	return syncFilesystem(r.base)
+}
+
+// splitAt keeps a layer and those above it from being stacked as one: a run of
+// both would say of the layers below both what is no longer so when base has
+// changed.
+func (d *Driver) splitAt(top snapshot.LayerID) error {
+	if d.bound == top {
+		return nil
+	}
+	d.bound = top
+	return d.giveUp() // what was prepared may stand on such a run
+}
+
+// refuseUnsettled makes sure that what the tree shows does not stand on what a
+// settled layer took the place of, nor on a run of committed and other layers.
+func (d *Driver) refuseUnsettled(ctx context.Context, layers []snapshot.LayerID) error {
+	open, err := d.Shown(ctx)
+	if err != nil || open == "" {
+		return err
+	}
+	units, err := d.standsOn(open)
+	if err != nil {
+		return err
+	}
+	found := false
+	for _, of := range units {
+		in := 0
+		for _, id := range of {
+			found = found || id == layers[0]
+			if slices.Contains(layers, id) {
+				in++
+			}
+		}
+		if in != 0 && in != len(of) {
+			return d.mustShowAnew()
+		}
+	}
+	if d.wasSettled(layers[0]) && !found {
+		return d.mustShowAnew()
+	}
+	return nil
+}
+
+func (d *Driver) mustShowAnew() error {
+	return &snapshot.Error{
+		Code: snapshot.CodeTreeBusy, Msg: fmt.Sprintf("%q still shows layers in a way that needs base as it is", d.tree),
+		Hint: "the view must be shown anew first",
+	}
+}
+
+// standsOn lists the layers of each unit that the mount with this open layer
+// stands on.
+func (d *Driver) standsOn(open snapshot.LayerID) (units [][]snapshot.LayerID, err error) {
+	b, err := os.ReadFile(d.dir(open, "below"))
+	if err != nil {
+		return nil, err
+	}
+	for name := range strings.FieldsSeq(string(b)) {
+		of, err := readRun(filepath.Join(d.layers, "merged", name))
+		if errors.Is(err, fs.ErrNotExist) {
+			of, err = []snapshot.LayerID{snapshot.LayerID(name)}, nil // a layer
+		}
+		if err != nil {
+			return nil, err
+		}
+		units = append(units, of)
+	}
+	return units, nil
+}
+
+func syncFilesystem(dir *os.File) error {
+	f, err := openAt(int(dir.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return errors.Join(&fs.PathError{Op: "syncfs", Path: f.Name(), Err: err}, f.Close())
+	}
+	return f.Close()
+}
+
+// count finds how many entries the change has at the most.
+func (c *commit) count(view *merged) int64 {
+	for _, root := range view.roots[:view.split] {
+		if root != nil {
+			c.total += 1 + countBelow(root)
+		}
+	}
+	return c.total
+}
+
+func countBelow(dir *os.File) (n int64) {
+	f, err := openAt(int(dir.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return 0
+	}
+	defer f.Close() //nolint:errcheck // read only
+	names, err := f.ReadDir(-1)
+	if err != nil {
+		return 0
+	}
+	for _, e := range names {
+		n++
+		if !e.IsDir() {
+			continue
+		}
+		if sub, err := openAt(int(f.Fd()), e.Name(), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW); err == nil {
+			n += countBelow(sub)
+			sub.Close() //nolint:errcheck // O_PATH
+		}
+	}
+	return n
+}

@@ -52,7 +52,9 @@ func (d *Driver) refuseElsewhere(ctx context.Context) (result func() error) {
 		if err != nil || len(h) == 0 {
 			return err
 		}
-		return d.heldBy(h, nil)
+		e := d.heldBy(h, nil)
+		e.Hint = "end these processes, or unmount what is mounted there (umount PATH)"
+		return e
 	}
 }
 

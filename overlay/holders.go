@@ -70,7 +70,7 @@ func (d *Driver) refuseHolders(ctx context.Context) error {
 	return d.heldBy(h, nil)
 }
 
-func (d *Driver) heldBy(h []snapshot.Holder, cause error) error {
+func (d *Driver) heldBy(h []snapshot.Holder, cause error) *snapshot.Error {
 	return &snapshot.Error{
 		Code: snapshot.CodeTreeBusy, Msg: fmt.Sprintf("%q is in use", d.tree), Err: cause, Holders: h,
 		Hint: "stop these processes, move them out of the tree (cd /), or let deployx stop them with --on-pinned stop",

@@ -148,11 +148,7 @@ func (a *app) undoFailed(f rollbackFlags, args []string, err error) error {
 // tellUndo lists what was undone, newest first.
 func (a *app) tellUndo(u session.Undo, verb string) {
 	for _, s := range u.Dropped {
-		what := s.Command
-		if s.Kind == snapshot.KindDrift {
-			what = "(changes made by others)"
-		}
-		a.say("deployx: %s %s +%d ~%d -%d  %s", verb, short(s.ID), s.Changes.Added, s.Changes.Modified, s.Changes.Deleted, oneLine(what, 60))
+		a.say("deployx: %s %s +%d ~%d -%d  %s", verb, short(s.ID), s.Changes.Added, s.Changes.Modified, s.Changes.Deleted, oneLine(deed(s), 60))
 	}
 	a.tellKept(u)
 	if u.DryRun {
@@ -167,6 +163,14 @@ func (a *app) tellUndo(u session.Undo, verb string) {
 		where += "; the tree is a plain directory again"
 	}
 	a.say("deployx: %d undone in %s; %s; take it back: deployx redo", len(u.Dropped), u.Duration.Round(100*time.Microsecond), where)
+}
+
+// deed is what an entry did, in a word.
+func deed(s snapshot.Snapshot) string {
+	if s.Kind == snapshot.KindDrift {
+		return "(changes made by others)"
+	}
+	return s.Command
 }
 
 // tellKept names what others changed and stays, as much of it as a person reads.
@@ -255,7 +259,7 @@ func (a *app) redo(ctx context.Context, f rollbackFlags, args []string) error {
 		}
 		if u.DryRun {
 			for _, e := range u.Dropped {
-				a.say("deployx: would bring back %s  %s", short(e.ID), oneLine(e.Command, 60))
+				a.say("deployx: would bring back %s  %s", short(e.ID), oneLine(deed(e), 60))
 			}
 			a.tellKept(u)
 			return nil
@@ -263,7 +267,7 @@ func (a *app) redo(ctx context.Context, f rollbackFlags, args []string) error {
 		a.tellKept(u)
 		a.tellStale(u)
 		for _, e := range u.Dropped {
-			a.say("deployx: brought back %s  %s", short(e.ID), oneLine(e.Command, 60))
+			a.say("deployx: brought back %s  %s", short(e.ID), oneLine(deed(e), 60))
 		}
 		a.say("deployx: %d done again in %s", len(u.Dropped), u.Duration.Round(100*time.Microsecond))
 		return restart

@@ -175,15 +175,16 @@ func (p *process) wake(gated bool) {
 
 const (
 	haltTick = 50 * time.Microsecond
-	haltWait = 100 * time.Millisecond // a system call that cannot be interrupted may take longer
+	haltWait = 2 * time.Second // a machine under load, a system call that cannot be interrupted
 )
 
-// waitsForChild goes by /proc/PID/syscall (proc(5)); a kernel without that says no.
+// waitsForChild goes by /proc/PID/syscall (proc(5)); a kernel without that says no. Of a
+// process that could not be halted it assumes the worse.
 func waitsForChild(pid int) bool {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid))
 	nr, _, _ := strings.Cut(string(text), " ")
 	n, bad := strconv.Atoi(nr)
-	return err == nil && bad == nil && (n == unix.SYS_WAIT4 || n == unix.SYS_WAITID)
+	return err == nil && (bad != nil || n == unix.SYS_WAIT4 || n == unix.SYS_WAITID)
 }
 
 // tell sends sig to those of pids that were not told yet, and says whether there were

@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -185,7 +186,7 @@ func (t target) copyFile(e *entry) error {
 		return err
 	}
 	to := os.NewFile(uintptr(fd), t.name)
-	return errors.Join(copyBytes(from, to), to.Close())
+	return errors.Join(copyBytes(context.Background(), from, to), to.Close())
 }
 
 // remove takes away whatever t names, with all below it.

@@ -98,6 +98,9 @@ func (m *merge) directory(a, b *entry, dir string, fresh bool) error {
 // name makes one entry: what the view has for it, or a whiteout if the layers
 // below have something that the run removed.
 func (m *merge) name(a, b *entry, name, path string) error {
+	if err := m.ctx.Err(); err != nil {
+		return err
+	}
 	e, err := a.dir.lookup(name, true)
 	if err != nil {
 		return err
@@ -296,7 +299,7 @@ func (m *merge) whole(e *entry, path string) error {
 	if err != nil {
 		return err
 	}
-	err = copyBytes(from, to)
+	err = copyBytes(m.ctx, from, to)
 	if err == nil {
 		err = errors.Join(copyAttributes(e.f, to), to.Sync(), m.count(to))
 	}
@@ -352,7 +355,7 @@ func (m *merge) keepOrigin(e *entry, path string) error {
 
 // copyBytes copies a file with its holes, by reflink where the file system
 // can (FICLONE), else inside the kernel.
-func copyBytes(from, to *os.File) error {
+func copyBytes(ctx context.Context, from, to *os.File) error {
 	if unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil {
 		return nil
 	}
@@ -370,8 +373,11 @@ func copyBytes(from, to *os.File) error {
 			end = size
 		}
 		for at < end {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
 			in, out := at, at
-			n, err := unix.CopyFileRange(int(from.Fd()), &in, int(to.Fd()), &out, int(min(end-at, 1<<30)), 0)
+			n, err := unix.CopyFileRange(int(from.Fd()), &in, int(to.Fd()), &out, int(min(end-at, 16<<20)), 0)
 			if err != nil {
 				return &fs.PathError{Op: "copy_file_range", Path: to.Name(), Err: err}
 			}

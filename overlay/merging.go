@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"deployx/snapshot"
 )
@@ -29,6 +30,10 @@ const (
 	// mergeLight is how many entries Show may merge, and a command wait for,
 	// though the units are too many: some 20 µs each were measured.
 	mergeLight = 2000
+
+	// mergePatience bounds the same where an entry is more than a link: a file
+	// whose bytes and attributes lie in different layers is copied.
+	mergePatience = 250 * time.Millisecond
 
 	// weightKept is the weight from which on it is worth a file.
 	weightKept = 4096
@@ -52,12 +57,8 @@ func (d *Driver) Maintain(ctx context.Context, v snapshot.View) error {
 		if len(units) <= d.mergeAbove {
 			return nil
 		}
-		weights, err := d.weigh(ctx, units)
-		if err != nil {
-			return err
-		}
 		d.merging.begin(v.Layers[len(v.Layers)-1])
-		err = d.mergeUnits(ctx, v.Layers, units[:worth(weights, d.mergeLeast)])
+		err := d.mergeNewest(ctx, v.Layers, units)
 		d.merging.begin("")
 		if err != nil {
 			return err
@@ -74,21 +75,42 @@ func (d *Driver) hurry(ctx context.Context, layers []snapshot.LayerID) error {
 		if len(units) <= d.mergeMust {
 			return nil
 		}
-		weights, err := d.weigh(ctx, units)
-		if err != nil {
-			return err
+		if len(units) > mergeHard {
+			return d.mergeNewest(ctx, layers, units)
 		}
-		k := worth(weights, d.mergeLeast)
-		if len(units) <= mergeHard {
-			k = light(weights[:min(k, d.merging.above(layers, units))])
+		soon, cancel := context.WithTimeout(ctx, d.patience)
+		merged, err := d.mergeLightest(soon, layers, units)
+		cancel()
+		if errors.Is(err, context.DeadlineExceeded) {
+			return nil // the background has more time
 		}
-		if k < 2 {
-			return nil
-		}
-		if err := d.mergeUnits(ctx, layers, units[:k]); err != nil {
+		if err != nil || !merged {
 			return err
 		}
 	}
+}
+
+// mergeNewest merges what is worth it, whatever it takes.
+func (d *Driver) mergeNewest(ctx context.Context, layers []snapshot.LayerID, units []unit) error {
+	weights, err := d.weigh(ctx, units)
+	if err != nil {
+		return err
+	}
+	return d.mergeUnits(ctx, layers, units[:worth(weights, d.mergeLeast)])
+}
+
+// mergeLightest merges the newest units that are light and that the background
+// does not merge, if there are two.
+func (d *Driver) mergeLightest(ctx context.Context, layers []snapshot.LayerID, units []unit) (merged bool, err error) {
+	weights, err := d.weigh(ctx, units)
+	if err != nil {
+		return false, err
+	}
+	k := light(weights[:min(worth(weights, d.mergeLeast), d.merging.above(layers, units))])
+	if k < 2 {
+		return false, nil
+	}
+	return true, d.mergeUnits(ctx, layers, units[:k])
 }
 
 // worth is how many of the newest units one merge should take, by their

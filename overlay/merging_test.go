@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"bytes"
 	"context"
 	"io/fs"
 	"os"
@@ -201,5 +202,66 @@ func TestDerived(t *testing.T) {
 	}
 	if got, err := r.d.Derived(ctx); err != nil || got != want {
 		t.Errorf("%+v %v, but on disk are %+v", got, err, want)
+	}
+}
+
+// TestHurryGivesUp: a merge that takes too long does not hold a view up, and
+// what it began is in nobody's way.
+func TestHurryGivesUp(t *testing.T) {
+	testns.Need(t)
+	r := newSwapRig(t, Options{MergeAbove: 2})
+	r.d.patience = 0
+	for i := range 6 {
+		r.write(i)
+		r.push()
+	}
+	if n, _ := r.d.Depth(r.v); n != len(r.v.Layers)+1 {
+		t.Errorf("%d are stacked of %d layers, though no merge had time", n, len(r.v.Layers))
+	}
+	r.d.patience = mergePatience
+	r.write(6)
+	r.push()
+	if n, _ := r.d.Depth(r.v); n > 5 {
+		t.Errorf("%d are stacked of %d layers, though there was time", n, len(r.v.Layers))
+	}
+}
+
+// TestChownCopiesNothing: a change of owner and mode takes no space for bytes,
+// where the file lies in base and where it lies in a layer, merged or not.
+func TestChownCopiesNothing(t *testing.T) {
+	testns.Need(t)
+	ctx := context.Background()
+	r := newSwapRig(t, Options{})
+	sh(t, r.tree, "head -c 32M /dev/urandom > in-layer")
+	r.push()
+	for i := range 6 {
+		r.write(i)
+		r.push()
+	}
+	old := r.v.Layers
+	if err := r.d.mergeUnits(ctx, old, r.d.units(old)); err != nil {
+		t.Fatal(err)
+	}
+	r.push() // stands on the run
+	before, err := os.ReadFile(filepath.Join(r.tree, "in-layer"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sh(t, r.tree, "chown -R 1:1 .; chmod -R go-r .")
+	u, err := r.d.Usage(ctx, r.v.Open)
+	if err != nil || u.Bytes > 1<<20 {
+		t.Errorf("%+v %v for a change of owner", u, err)
+	}
+	r.push()
+	after, err := os.ReadFile(filepath.Join(r.tree, "in-layer"))
+	if err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the bytes are others now: %v", err)
+	}
+	fi, err := os.Lstat(filepath.Join(r.tree, "in-layer"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, _ := statT(fi); st.Uid != 1 || fi.Mode().Perm() != 0o600 {
+		t.Errorf("owner %d, mode %o", st.Uid, fi.Mode().Perm())
 	}
 }

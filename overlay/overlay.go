@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -63,6 +64,7 @@ type Driver struct {
 	standing standing
 
 	mergeAbove, mergeLeast, mergeMust int // tests lower them
+	patience                          time.Duration
 }
 
 type shownMount struct {
@@ -74,7 +76,7 @@ var _ snapshot.Driver = (*Driver)(nil)
 
 // New prepares a driver. It mounts nothing.
 func New(o Options) (*Driver, error) {
-	d := &Driver{tree: o.Tree, layers: filepath.Join(o.State, "layers"), has: allFeatures(), mergeAbove: mergeAbove, mergeLeast: mergeLeast, mergeMust: mergeMust}
+	d := &Driver{tree: o.Tree, layers: filepath.Join(o.State, "layers"), has: allFeatures(), mergeAbove: mergeAbove, mergeLeast: mergeLeast, mergeMust: mergeMust, patience: mergePatience}
 	if o.MergeAbove > 0 {
 		d.mergeAbove, d.mergeLeast, d.mergeMust = o.MergeAbove, 2, o.MergeAbove
 	}

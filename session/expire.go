@@ -263,12 +263,3 @@ func (s *Session) Expire(ctx context.Context, age time.Duration) (n int, err err
 	}
 	return len(x.Snapshots) + len(x.Undone), s.EmptyTrash(ctx)
 }
-
-// EmptyTrash gives the space of discarded layers back. It holds no lock and may
-// take its time; ctx ends it.
-func (s *Session) EmptyTrash(ctx context.Context) error {
-	if e, ok := s.drv.(interface{ EmptyTrash(context.Context) error }); ok {
-		return e.EmptyTrash(ctx)
-	}
-	return nil
-}

@@ -30,6 +30,15 @@ func (r *Record) chain(from, bottom ID) iter.Seq2[Snapshot, error] {
 // View is what the tree shows when head is h. While the top entry shares the
 // open layer, that layer is not among the sealed ones.
 func (r *Record) View(h Head) (View, error) {
+	if h.Stands != nil {
+		return View{Layers: slices.Clone(h.Stands.Layers), Open: h.Open}, nil
+	}
+	return r.Below(h)
+}
+
+// Below is the view that the entries make up: View, but for a pinned layer that
+// has been sealed by copies.
+func (r *Record) Below(h Head) (View, error) {
 	layers, err := r.Layers(h.Snapshot)
 	if n := len(layers); n > 0 && layers[n-1] == h.Open {
 		layers = slices.Clip(layers[:n-1]) // an append must not write into it

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -42,6 +44,32 @@ type Head struct {
 	Replaced LayerID `json:"replaced,omitempty"`
 	// Redo are the tops that rollbacks left behind, oldest rollback first.
 	Redo []Frame `json:"redo,omitempty"`
+	// Stands says what Open stands on where that is not the layers of Snapshot:
+	// see Standing.
+	Stands *Standing `json:"stands,omitempty"`
+	// Copied are layers that could not be sealed and were kept by a copy: an
+	// entry that names one means its copy.
+	Copied map[LayerID]LayerID `json:"copied,omitempty"`
+	// Restoring says that a pinned tree has still to be brought to Snapshot.
+	Restoring *Restoring `json:"restoring,omitempty"`
+}
+
+// Restoring is a rollback or redo in place that has been decided and may not be
+// done yet.
+type Restoring struct {
+	From ID `json:"from,omitempty"` // the top that the tree showed; "" is base
+}
+
+// Standing is what a view stands on once a pinned layer has been sealed by
+// copies (docs/design.md, "Sealing"): the tree then shows Layers and the open
+// layer, while the entries have layers of their own.
+type Standing struct {
+	// Layers are below the open layer, oldest first.
+	Layers []LayerID `json:"layers,omitempty"`
+	// From is the layer of which the entries have copies only as far as it was
+	// looked at last: the open one while it is pinned, or the newest of Layers in
+	// the moment after. "" means that Layers show what the entries do.
+	From LayerID `json:"from,omitempty"`
 }
 
 // Floor stands for everything up to and with the entry Snapshot.
@@ -127,7 +155,7 @@ func (r *Record) setHead(h Head) {
 	r.headMu.Lock()
 	r.head = h
 	r.headMu.Unlock()
-	if h.floor() != old.floor() {
+	if h.floor() != old.floor() || !maps.Equal(h.Copied, old.Copied) {
 		r.mu.Lock()
 		r.stack = stack{}
 		r.mu.Unlock()
@@ -155,6 +183,10 @@ func (h Head) bottom() ID { return max(h.Committing, h.floor().Snapshot) }
 func (r *Record) Head() Head {
 	h := r.at()
 	h.Redo = append([]Frame(nil), h.Redo...)
+	h.Copied = maps.Clone(h.Copied)
+	if h.Stands != nil {
+		h.Stands = &Standing{Layers: slices.Clone(h.Stands.Layers), From: h.Stands.From}
+	}
 	return h
 }
 
@@ -264,6 +296,9 @@ func (r *Record) Snapshot(id ID) (Snapshot, error) {
 		}
 	case err != nil:
 		return s, err
+	}
+	if c, ok := r.at().Copied[s.Layer]; ok {
+		s.Layer = c
 	}
 	return s, checkVersion(name, s.Version)
 }

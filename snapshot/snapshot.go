@@ -40,6 +40,13 @@ const (
 	KindDrift   Kind = "drift"   // services and people, between commands
 )
 
+// Mode tells how a snapshot was taken; "" is by a layer of its own.
+type Mode string
+
+// ModeSealed: the tree was pinned, so that what had changed was copied out of
+// the layer that it shows.
+const ModeSealed Mode = "sealed"
+
 // Snapshot is one entry of the history: the point just before a command and
 // what the command then did. It is written once, when the command has ended,
 // and never changed.
@@ -59,6 +66,9 @@ type Snapshot struct {
 	// Kept are the entries of others, oldest first, whose changes a rollback or a
 	// redo carried over into Layer.
 	Kept []ID `json:"kept,omitempty"`
+	// Mode is ModeSealed when the tree was pinned and the snapshot is a copy of
+	// what had changed.
+	Mode Mode `json:"mode,omitempty"`
 	// NoSnapshot: the command was run without a rollback point of its own.
 	NoSnapshot bool `json:"no_snapshot,omitempty"`
 

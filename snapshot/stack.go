@@ -60,6 +60,16 @@ func (r *Record) loadStack() error {
 		r.stack.Top = r.stack.Floor.Snapshot
 		r.stack.Layers = appendNew(nil, []LayerID{r.stack.Floor.Layer})
 	}
+	if copied := r.at().Copied; len(copied) > 0 {
+		layers := r.stack.Layers
+		r.stack.Layers = nil
+		for _, l := range layers {
+			if c, ok := copied[l]; ok {
+				l = c
+			}
+			r.stack.Layers = appendNew(r.stack.Layers, []LayerID{l})
+		}
+	}
 	r.stack.Version, r.stack.saved = Version, len(r.stack.Layers)
 	return nil
 }

@@ -1,0 +1,39 @@
+package snapshot
+
+import "context"
+
+// A Sealer is a driver that can keep what a pinned layer holds without
+// sealing it: by copies, whose cost follows what has changed.
+type Sealer interface {
+	// Capture makes the sealed layer into: what v shows and layers (oldest first) do
+	// not, so that layers and into show what v does. v.Open may be written to
+	// meanwhile: each file is as it was at some moment of the call. It need not
+	// be shown any more.
+	//
+	// None is made, and false returned, if nothing differs. An into of "" makes
+	// none in any case. On error there is none either. Sync makes it last.
+	Capture(ctx context.Context, v View, layers []LayerID, into LayerID, o CaptureOptions) (bool, error)
+}
+
+// CaptureOptions refine a capture.
+type CaptureOptions struct {
+	// Only, if not nil, says which changed paths are to be taken; what it leaves
+	// out differs still at the next capture. The directories on the way come
+	// along.
+	Only func(path string) bool
+}
+
+// A Restorer is a driver that can change what a pinned tree shows without a
+// swap.
+//
+// Restore makes the tree that shows v agree with the layers to wherever these
+// differ from the layers from. Files are replaced by rename, so that who opens one
+// gets the old or the new; entries in which from and to agree are not touched, and
+// what others made meanwhile in a directory that is to go stays, with the
+// directory. Killed anywhere and called again with the same arguments it finishes
+// the job. After an error a call with from and to exchanged takes it back.
+//
+// A process that has a file open keeps the old one.
+type Restorer interface {
+	Restore(ctx context.Context, v View, from, to []LayerID) error
+}

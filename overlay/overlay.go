@@ -60,6 +60,9 @@ type Driver struct {
 	views *os.File         // see noteView
 	bound snapshot.LayerID // see splitAt
 
+	indexMu sync.Mutex                       // Capture may be asked beside other methods
+	indexes map[snapshot.LayerID]*upperIndex // of uppers that were captured from
+
 	merging  merging
 	standing standing
 

@@ -27,13 +27,13 @@ func (s *Session) showAnew(ctx context.Context) error {
 	if s.rec.Head().Open != h.Open { // it was dirty, and is sealed now
 		return nil
 	}
-	old := h.Open
-	h.Replaced, h.Open = old, snapshot.NewLayerID()
+	was := s.rec.Head()
+	h.Replaced, h.Open = was.Open, snapshot.NewLayerID()
 	if err := s.commit(ctx, h); err != nil {
 		return err
 	}
 	crash.Point("session.anew.moved")
-	held, err := s.push(ctx, old)
+	held, err := s.pushFrom(ctx, was)
 	if err != nil {
 		return err
 	}

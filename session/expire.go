@@ -191,6 +191,11 @@ func (s *Session) fold(ctx context.Context, top snapshot.ID) (*snapshot.Floor, e
 func (s *Session) sweep(ctx context.Context, x *Expired) error {
 	h := s.rec.Head()
 	live := map[string]bool{string(h.Open): true, string(h.Replaced): true, h.Context: true, string(s.next): true}
+	if h.Stands != nil {
+		for _, l := range h.Stands.Layers {
+			live[string(l)] = true
+		}
+	}
 	if h.Floor != nil {
 		live[string(h.Floor.Layer)] = true
 	}

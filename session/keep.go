@@ -117,13 +117,13 @@ func (s *Session) sealDrift(ctx context.Context, d *snapshot.Snapshot) (snapshot
 	if err := s.refusePinned(ctx); err != nil {
 		return h, err
 	}
-	old := h.Open
-	h.Snapshot, h.Open = d.ID, snapshot.NewLayerID()
+	old := s.rec.Head()
+	h.Snapshot, h.Open, h.Stands = d.ID, snapshot.NewLayerID(), nil
 	if err := s.commit(ctx, h, *d); err != nil {
 		return h, err
 	}
 	crash.Point("session.drift")
-	held, err := s.push(ctx, old)
+	held, err := s.pushFrom(ctx, old)
 	if err == nil && len(held) > 0 {
 		err = busy(s.o.Tree.Path, held)
 	}

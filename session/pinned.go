@@ -27,7 +27,7 @@ func (s *Session) pinned(ctx context.Context) ([]snapshot.Holder, error) {
 	if err := mountsBelow(s.o.Tree.Path); err != nil { // that is how they hold it
 		return nil, err
 	}
-	if s.o.OnPinned == Share {
+	if s.o.OnPinned == Share || s.o.OnPinned == Seal {
 		return h, nil
 	}
 	if s.o.OnPinned == Refuse {

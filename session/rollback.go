@@ -35,6 +35,10 @@ type Undo struct {
 	KeptAs *snapshot.Snapshot
 	// Stale are processes that go on with what was undone.
 	Stale []Stale
+	// InPlace: the tree was pinned, so that files were replaced in it, and
+	// Holders go on with the ones that they have open.
+	InPlace bool
+	Holders []snapshot.Holder
 }
 
 // RollbackOptions refine a rollback.
@@ -50,7 +54,12 @@ func (s *Session) Rollback(ctx context.Context, t Target, o RollbackOptions) (u 
 		if err := s.lookOnce(); err != nil {
 			return err
 		}
+		held, err := s.catchUp(ctx, true)
+		if err != nil {
+			return err
+		}
 		u, err = s.rollback(ctx, t, o)
+		u.Holders = held
 		return err
 	})
 	return u, err
@@ -136,7 +145,7 @@ func (s *Session) find(t Target) (snapshot.ID, error) {
 // openDrift makes the entry for what others wrote since the last command; nil
 // if they did not, or if what they wrote cannot be told from a command's.
 func (s *Session) openDrift(ctx context.Context, h snapshot.Head) (*snapshot.Snapshot, error) {
-	if h.Open == "" || s.owned(h) {
+	if h.Open == "" || s.owned(h) || kept(h) {
 		return nil, nil
 	}
 	v, err := s.rec.View(h)
@@ -208,7 +217,11 @@ func (s *Session) goTo(ctx context.Context, from, to snapshot.Head, u *Undo, sta
 	s.dropShell()
 	var before sight
 	if changed {
-		if err := s.refusePinned(ctx); err != nil {
+		inPlace, err := s.inPlace(ctx, from)
+		if inPlace && err == nil {
+			return s.goInPlace(ctx, from, to, u, start, entries...)
+		}
+		if err != nil {
 			return err
 		}
 		before = s.look()
@@ -226,6 +239,7 @@ func (s *Session) goTo(ctx context.Context, from, to snapshot.Head, u *Undo, sta
 		if err != nil {
 			return errors.Join(err, s.move(from))
 		}
+		s.afterwards("give up what the view stood on", s.forsake(ctx, from))
 		u.Late, err = s.abandon(ctx, from, entries)
 		s.afterwards("give up the layer that was left", err)
 		u.Late = u.Late || t.Late
@@ -252,7 +266,7 @@ func (s *Session) afterwards(step string, err error) {
 // layers are the same, a new one otherwise. entries are new and not yet in the
 // record; the head's top may be among them.
 func (s *Session) target(from snapshot.Head, to *snapshot.Head, entries []snapshot.Snapshot) (v snapshot.View, changed bool, err error) {
-	old, err := s.rec.View(from)
+	old, err := s.rec.Below(from)
 	if err != nil {
 		return v, false, err
 	}
@@ -271,9 +285,9 @@ func (s *Session) target(from snapshot.Head, to *snapshot.Head, entries []snapsh
 	for i := 0; same && i < len(layers); i++ {
 		same = layers[i] == old.Layers[i]
 	}
-	to.Open = from.Open
+	to.Open, to.Stands = from.Open, from.Stands
 	if !same {
-		to.Open = snapshot.NewLayerID()
+		to.Open, to.Stands = snapshot.NewLayerID(), nil
 	}
 	return snapshot.View{Layers: layers, Open: to.Open}, !same, nil
 }
@@ -311,13 +325,33 @@ func (s *Session) abandon(ctx context.Context, from snapshot.Head, entries []sna
 	return late, s.commit(ctx, h, d)
 }
 
-// refusePinned refuses while a process holds the tree: a rollback under it
+// inPlace tells whether a rollback has to be done in place, for a process
+// holds the tree. Under other policies than seal that is refused: a swap under it
 // would take its own writes along and leave it on the dropped layer.
+func (s *Session) inPlace(ctx context.Context, from snapshot.Head) (bool, error) {
+	if kept(from) {
+		return true, nil
+	}
+	h, err := s.drv.Holders(ctx)
+	if err != nil || len(h) == 0 {
+		return false, err
+	}
+	if _, ok := s.drv.(snapshot.Restorer); ok && s.seals(from, h) {
+		return true, nil
+	}
+	return false, s.refuse(ctx, h)
+}
+
+// refusePinned refuses while a process holds the tree.
 func (s *Session) refusePinned(ctx context.Context) error {
 	h, err := s.drv.Holders(ctx)
 	if err != nil || len(h) == 0 {
 		return err
 	}
+	return s.refuse(ctx, h)
+}
+
+func (s *Session) refuse(ctx context.Context, h []snapshot.Holder) error {
 	if err := mountsBelow(s.o.Tree.Path); err != nil { // that is how they hold it
 		return err
 	}
@@ -331,7 +365,12 @@ func (s *Session) refusePinned(ctx context.Context) error {
 // been run.
 func (s *Session) Redo(ctx context.Context, n int, o RollbackOptions) (u Undo, err error) {
 	err = s.exclusively(ctx, func() error {
+		held, err := s.catchUp(ctx, true)
+		if err != nil {
+			return err
+		}
 		u, err = s.redo(ctx, n, o)
+		u.Holders = held
 		return err
 	})
 	return u, err

@@ -74,10 +74,13 @@ func (s *Session) run(ctx context.Context, c Command) (Result, error) {
 	if err := s.reserve(); err != nil {
 		return Result{}, err
 	}
+	early := s.watchKept() // before what has changed is copied, so that nothing falls between
 	point, err := s.point(ctx)
 	if err != nil {
+		early()
 		return Result{}, fmt.Errorf("take snapshot: %w", err)
 	}
+	defer s.endWatch()
 	if err := s.ensureShell(ctx); err != nil {
 		return Result{}, err
 	}
@@ -110,13 +113,14 @@ func (s *Session) notRun(ctx context.Context, point snapshot.Snapshot, why error
 // execute runs the command and records what became of it.
 func (s *Session) execute(ctx context.Context, c Command, point snapshot.Snapshot) (Result, error) {
 	tail, late := newTail(tailBytes), s.newLate(point.ID, c.Late)
-	prepared := s.prepareNext(ctx)
+	prepared, watched := s.prepareNext(ctx), s.watch(point)
 	res, err := s.sh.Run(ctx, shell.Command{
 		Text: c.script(), Dir: c.Dir, Env: append([]string{"DEPLOYX_SNAPSHOT=" + string(point.ID)}, c.Env...),
 		Stdin: c.Stdin, Stdout: tail.tee(c.Stdout), Stderr: tail.tee(c.Stderr), TTY: tail.teeTTY(c.TTY),
 		Timeout: c.Timeout, Late: late.write,
 	})
 	prepared()
+	watched()
 	if err != nil {
 		return Result{}, s.notRun(ctx, point, err)
 	}
@@ -152,8 +156,8 @@ func (s *Session) execute(ctx context.Context, c Command, point snapshot.Snapsho
 func (s *Session) prepareNext(ctx context.Context) (wait func()) {
 	p, ok := s.drv.(snapshot.Preparer)
 	h := s.rec.Head()
-	v, err := s.rec.View(h)
-	if !ok || err != nil {
+	v, err := s.rec.Below(h)
+	if !ok || err != nil || kept(h) {
 		return func() {}
 	}
 	if s.next == "" {
@@ -222,8 +226,17 @@ func (s *Session) uncover(ctx context.Context) error {
 }
 
 // seal puts a fresh layer under a command if the open one is taken or dirty.
-// Under the policy share a pinned one is used again, and p says with whom.
+// Under the policy share a pinned one is used again, and p says with whom; under
+// seal it is kept by a copy.
 func (s *Session) seal(ctx context.Context, p *snapshot.Snapshot, h snapshot.Head) error {
+	if h.Stands != nil {
+		holders, err := s.catchUp(ctx, false)
+		if p.ID = snapshot.NewID(); err != nil || len(holders) > 0 {
+			p.PinnedBy, p.Mode = holders, snapshot.ModeSealed
+			return err
+		}
+		h = s.rec.Head()
+	}
 	v, err := s.rec.View(h)
 	if err != nil {
 		return err
@@ -239,6 +252,9 @@ func (s *Session) seal(ctx context.Context, p *snapshot.Snapshot, h snapshot.Hea
 	if err != nil || !dirty && len(holders) == 0 {
 		return err
 	}
+	if s.seals(h, holders) {
+		return s.sealPinned(ctx, p, holders)
+	}
 	if !dirty { // held, but nothing to split from: the layer is this command's
 		p.PinnedBy = holders
 		return nil
@@ -253,21 +269,24 @@ func (s *Session) seal(ctx context.Context, p *snapshot.Snapshot, h snapshot.Hea
 		p.ID = snapshot.NewID() // sorts after the drift
 		h.Snapshot, h.Redo = drift.ID, nil
 	}
-	old := h.Open
+	old := s.rec.Head()
 	if len(holders) == 0 {
-		h.Open = snapshot.NewLayerID()
+		h.Open, h.Stands = snapshot.NewLayerID(), nil
 	}
 	if err := s.commit(ctx, h, entries...); err != nil {
 		return err
 	}
 	if len(holders) == 0 {
-		if holders, err = s.push(ctx, old); err != nil {
+		if holders, err = s.pushFrom(ctx, old); err != nil {
 			return err
 		}
 	}
+	if s.seals(s.rec.Head(), holders) { // in the last moment
+		return s.sealPinned(ctx, p, holders)
+	}
 	if len(holders) > 0 {
 		p.PinnedBy = holders
-		p.SharedWith, err = s.sharer(h.Snapshot, old)
+		p.SharedWith, err = s.sharer(h.Snapshot, old.Open)
 	}
 	return err
 }
@@ -276,9 +295,9 @@ func (s *Session) commit(ctx context.Context, h snapshot.Head, entries ...snapsh
 	return s.moved(s.sparing(func() error { return s.rec.Commit(h, s.flush(ctx), entries...) }))
 }
 
-// push shows the record's open layer above the old one. If the old one is
+// pushFrom shows the record's open layer above that of the old head. If that is
 // pinned after all, the record goes back to it, and its holders are returned.
-func (s *Session) push(ctx context.Context, old snapshot.LayerID) ([]snapshot.Holder, error) {
+func (s *Session) pushFrom(ctx context.Context, old snapshot.Head) ([]snapshot.Holder, error) {
 	h := s.rec.Head()
 	v, err := s.rec.View(h)
 	if err != nil {
@@ -289,9 +308,9 @@ func (s *Session) push(ctx context.Context, old snapshot.LayerID) ([]snapshot.Ho
 		return err
 	})
 	if err == nil {
-		return nil, nil
+		return nil, s.forsake(ctx, old)
 	}
-	h.Open = old
+	h.Open, h.Stands = old.Open, old.Stands
 	if e := s.move(h); e != nil {
 		return nil, errors.Join(err, e)
 	}
@@ -336,34 +355,50 @@ func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash stri
 			return p, err
 		}
 	}
-	old := h.Open
+	old := s.rec.Head()
+	var others []snapshot.Snapshot // what they wrote while it ran
 	if dirty {
-		p.Layer = old
-		if p.Changes, err = s.count(ctx, v); err != nil {
-			return p, err
-		}
 		held, err := s.drv.Holders(ctx)
 		if err != nil {
 			return p, err
 		}
-		if len(held) == 0 && !p.NoSnapshot {
-			h.Open = s.nextLayer()
+		if p.SharedWith == "" && s.seals(h, held) {
+			others, err = s.sealCommand(ctx, &h, &p, held)
+		} else {
+			p.Layer = old.Open
+			p.Changes, err = s.count(ctx, v)
+		}
+		if err != nil {
+			return p, err
+		}
+		if len(held) == 0 && !p.NoSnapshot && !kept(h) {
+			h.Open, h.Stands = s.nextLayer(), nil
 		}
 	}
 	h.Snapshot, h.Context, h.Redo = p.ID, hash, nil
-	if err := s.commit(ctx, h, p); err != nil {
+	for i := range others {
+		others[i].Context, h.Snapshot = hash, others[i].ID
+	}
+	if err := s.commit(ctx, h, append(others, p)...); err != nil {
 		return p, fmt.Errorf("record command: %w", err)
 	}
 	crash.Point("session.recorded")
 	if s.doubt == nil {
 		done(p)
 	}
-	if h.Open == old {
+	if h.Open == old.Open {
+		if kept(h) {
+			s.afterwards("merge layers", s.maintain())
+		}
 		return p, nil
 	}
-	held, err := s.push(ctx, old)
-	if err == nil && len(held) == 0 {
+	held, err := s.pushFrom(ctx, old)
+	switch {
+	case err != nil:
+	case len(held) == 0:
 		err = s.maintain()
+	case s.seals(s.rec.Head(), held): // pinned in the last moment
+		_, err = s.capture(ctx, false)
 	}
 	s.afterwards("make the layer for the next command", err)
 	return p, nil

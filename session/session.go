@@ -25,6 +25,7 @@ type OnPinned string
 
 // The policies.
 const (
+	Seal   OnPinned = "seal"   // what has changed is copied out of it: each command has its own rollback point
 	Share  OnPinned = "share"  // the next command runs in the same layer: one rollback point
 	Refuse OnPinned = "refuse" // no command, no rollback
 	Stop   OnPinned = "stop"   // TERM, then KILL, the holders
@@ -50,7 +51,7 @@ type Options struct {
 	// Shell is the program, user, environment and graces; its Context and Dir
 	// are the session's business.
 	Shell    shell.Options
-	OnPinned OnPinned // "" is Share
+	OnPinned OnPinned // "" is Seal
 	// Fast leaves out the flush of a command's layer before it is reported
 	// complete: a power cut may then lose what it did.
 	Fast bool
@@ -91,6 +92,8 @@ type Session struct {
 	starting  *starting        // see startShell
 	next      snapshot.LayerID // prepared while a command ran, not used yet
 	upkeep    upkeep
+	watched   *watched // who changes the tree, while a command runs in a pinned one
+	writers   *writers // of the command that ran last, if the tree was pinned
 
 	now   sync.Mutex // guards live
 	live  *shell.Shell
@@ -109,7 +112,7 @@ func Open(ctx context.Context, o Options) (*Session, error) {
 		return nil, err
 	}
 	if o.OnPinned == "" {
-		o.OnPinned = Share
+		o.OnPinned = Seal
 	}
 	if o.Warn == nil {
 		o.Warn = func(string) {}
@@ -193,6 +196,9 @@ func (s *Session) converge(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := s.restore(ctx); err != nil {
+		return err
+	}
 	if err := s.settleCut(ctx, again); err != nil {
 		return err
 	}
@@ -220,6 +226,9 @@ func (s *Session) reshow(ctx context.Context, shown snapshot.LayerID) error {
 	s.found.Stale = t.Stale
 	if snapshot.CodeOf(err) == snapshot.CodeTreeBusy && (shown == h.Replaced || len(v.Layers) > 0 && v.Layers[len(v.Layers)-1] == shown) {
 		h.Open = shown // killed between the record and the swap, and pinned since
+		if n := len(v.Layers); h.Stands != nil && n > 0 && v.Layers[n-1] == shown {
+			h.Stands.Layers, h.Stands.From = v.Layers[:len(v.Layers)-1], shown
+		}
 		return s.move(h)
 	}
 	return err
@@ -289,7 +298,7 @@ func (s *Session) tidy(ctx context.Context) error {
 func (s *Session) settle(ctx context.Context) error {
 	h := s.rec.Head()
 	v, err := s.rec.View(h)
-	if err != nil || h.Open == "" || len(v.Layers) > 0 || s.owned(h) {
+	if err != nil || h.Open == "" || len(v.Layers) > 0 || s.owned(h) || h.Stands != nil {
 		return err
 	}
 	if dirty, err := s.drv.Dirty(ctx, v); err != nil || dirty {

@@ -164,6 +164,8 @@ func holder(t *testing.T, tree string) *exec.Cmd {
 // a rollback names the holder; when it is gone each command has its own again.
 func TestPinned(t *testing.T) {
 	r := newRig(t)
+	r.opts.OnPinned = Share
+	r.reopen()
 	a, _ := r.run("echo a > a")
 	h := holder(t, r.tree)
 	b, _ := r.run("echo b > b")

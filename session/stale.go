@@ -46,7 +46,10 @@ type sight struct {
 	views map[uint64]bool // mounts that showed the tree before, see snapshot.Viewer
 	dev   string          // as proc_pid_maps(5) writes it
 	hands []hand
-	taken bool // hands were looked for before: afterwards they have lost their names
+	// pinned: the tree is restored in place, where what is reverted becomes
+	// another inode.
+	pinned bool
+	taken  bool // hands were looked for before: afterwards they have lost their names
 }
 
 const statxHand = unix.STATX_BASIC_STATS | unix.STATX_MNT_ID | unix.STATX_MNT_ID_UNIQUE
@@ -123,6 +126,8 @@ func (g sight) fate(h hand) string {
 	case now.Mode&unix.S_IFMT != h.stat.Mode&unix.S_IFMT || now.Ino != h.stat.Ino:
 		return "reverted"
 	case now.Mode&unix.S_IFMT == unix.S_IFDIR: // in place, and entries come and go in it
+		return ""
+	case g.pinned: // the same inode: what it writes itself is no reversion
 		return ""
 	case now.Size != h.stat.Size || now.Mtime != h.stat.Mtime:
 		return "reverted"

@@ -83,7 +83,7 @@ func (s *Session) Status(ctx context.Context) (st Status, err error) {
 		}
 	}
 	if st.Agrees && shown != "" && st.Running == "" && !s.owned(h) {
-		if st.Drift, err = s.drv.Dirty(ctx, v); err != nil {
+		if st.Drift, err = s.drifted(ctx, h, v); err != nil {
 			return st, err
 		}
 	}

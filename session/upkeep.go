@@ -29,7 +29,7 @@ func (s *Session) maintain() error {
 	if !ok || s.upkeep.running() {
 		return nil
 	}
-	v, err := s.rec.View(s.rec.Head())
+	v, err := s.rec.Below(s.rec.Head())
 	if err != nil {
 		return err
 	}

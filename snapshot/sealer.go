@@ -37,3 +37,15 @@ type CaptureOptions struct {
 type Restorer interface {
 	Restore(ctx context.Context, v View, from, to []LayerID) error
 }
+
+// A Watcher is a driver that can tell who changes a shown tree.
+type Watcher interface {
+	// Watch begins to collect who changes the tree that shows v; done ends it.
+	Watch(v View) (done func() (Writers, error), err error)
+}
+
+// Writers are those who changed a path meanwhile: the timer slacks of their
+// processes (prctl(2), PR_SET_TIMERSLACK), by which a shell's commands are told
+// apart; 0 for a process that ended before it could be looked at. A path below
+// one that was made, moved or removed belongs to whoever did that.
+type Writers map[string][]int64

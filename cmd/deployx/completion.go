@@ -48,7 +48,7 @@ Exit status: 0; 2 usage.`,
 func (a *app) completeFlags(root *cobra.Command) {
 	values := map[string]func() []string{
 		"driver":     fixed("auto", "overlay", "copy"),
-		"on-pinned":  fixed(string(session.Share), string(session.Refuse), string(session.Stop)),
+		"on-pinned":  fixed(string(session.Seal), string(session.Share), string(session.Refuse), string(session.Stop)),
 		"drift":      fixed(string(session.DriftKeep), string(session.DriftRefuse), string(session.DriftDrop)),
 		"durability": fixed("full", "fast"),
 		"shell":      shell.Installed,

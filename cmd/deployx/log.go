@@ -244,6 +244,9 @@ func (a *app) showText(m wire.Metadata, s snapshot.Snapshot, tail []byte) error 
 	if m.SharedWith != "" {
 		row("shares", "one rollback point with %s, held by %s", short(snapshot.ID(m.SharedWith)), names(m.PinnedBy))
 	}
+	if m.Mode == snapshot.ModeSealed && len(m.PinnedBy) > 0 {
+		row("sealed", "by a copy, for the tree was held by %s", names(m.PinnedBy))
+	}
 	if err := w.Flush(); err != nil {
 		return err
 	}

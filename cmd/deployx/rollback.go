@@ -158,6 +158,9 @@ func (a *app) tellUndo(u session.Undo, verb string) {
 	if u.Late {
 		a.say("deployx: somebody wrote to the tree in the moment before: that went too; deployx redo shows it")
 	}
+	if u.InPlace {
+		a.say("deployx: done in place, for the tree is held by %s: what they have open stays the old file", names(u.Holders))
+	}
 	where := fmt.Sprintf("the shell is in %s", printable(u.Dir))
 	if u.Plain {
 		where += "; the tree is a plain directory again"

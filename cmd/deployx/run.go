@@ -40,8 +40,10 @@ undo it.
 
 A process that holds the tree (its working directory is there, or a file that it
 writes) keeps the layer that it writes to from being sealed. With --on-pinned
-share the command then runs in that same layer: one rollback point for both, and
-deployx says so. With refuse it does not run; with stop the process is ended
+seal, the default, what has changed is then copied out of that layer before and
+after the command: the command has its own rollback point, and the process goes
+on. With share it runs in that same layer without: one rollback point for both,
+and deployx says so. With refuse it does not run; with stop the process is ended
 first. deployx status names such processes.
 
 Exit status: the command's (128+n if signal n ended it, 124 after --timeout,
@@ -180,6 +182,7 @@ func (a *app) circumstances(r session.Result) {
 		a.say("deployx: in the tree as it was before the first command: %s: sees none of this, and what it writes is not seen; cd \"$PWD\" or a restart moves it", names(r.Stale))
 	}
 	switch {
+	case s.Mode == snapshot.ModeSealed: // it has what it needs
 	case len(s.PinnedBy) > 0 && s.SharedWith != "":
 		a.say("deployx: one rollback point with %s, for the tree is held by %s", short(s.SharedWith), names(s.PinnedBy))
 	case len(s.PinnedBy) > 0:

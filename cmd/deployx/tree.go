@@ -37,7 +37,7 @@ type sessionFlags struct {
 
 func (f *sessionFlags) register(c *cobra.Command, runs bool) {
 	fl := c.Flags()
-	fl.StringVar(&f.onPinned, "on-pinned", "share", "when a running process holds the tree: share, refuse or stop")
+	fl.StringVar(&f.onPinned, "on-pinned", "seal", "when a running process holds the tree: seal, share, refuse or stop")
 	fl.DurationVar(&f.wait, "wait", 0, "how long to wait for another deployx on this tree (default: for ever)")
 	if !runs {
 		return
@@ -196,9 +196,9 @@ func (a *app) openDriver(ctx context.Context, t snapshot.Tree) (snapshot.Driver,
 func (a *app) open(ctx context.Context, t snapshot.Tree) (*session.Session, error) {
 	f := a.session
 	switch session.OnPinned(f.onPinned) {
-	case session.Share, session.Refuse, session.Stop, "":
+	case session.Seal, session.Share, session.Refuse, session.Stop, "":
 	default:
-		return nil, usageError{fmt.Errorf("--on-pinned is share, refuse or stop, not %q", f.onPinned)}
+		return nil, usageError{fmt.Errorf("--on-pinned is seal, share, refuse or stop, not %q", f.onPinned)}
 	}
 	switch f.durability {
 	case "full", "fast", "":

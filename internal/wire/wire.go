@@ -55,6 +55,7 @@ type Completed struct {
 	Truncated  bool              `json:"truncated"`
 	PinnedBy   []snapshot.Holder `json:"pinned_by,omitempty"`
 	SharedWith string            `json:"shared_with,omitempty"`
+	Mode       snapshot.Mode     `json:"mode,omitempty"`
 	Restarted  bool              `json:"shell_restarted,omitempty"`
 	Survivors  []Process         `json:"survivors,omitempty"`
 	Error      string            `json:"error,omitempty"`
@@ -83,6 +84,7 @@ func Complete(r session.Result) Completed {
 		Success: s.ExitCode == 0, ExitCode: s.ExitCode, Signal: s.Signal, TimedOut: s.TimedOut, Interrupt: s.Interrupted,
 		DurationMS: s.Duration.Milliseconds(), CWD: r.Dir, Changes: s.Changes,
 		Output: string(r.Tail), Truncated: s.Truncated, PinnedBy: s.PinnedBy, SharedWith: string(s.SharedWith),
+		Mode:      s.Mode,
 		Restarted: r.Restarted, Survivors: Processes(r.Survivors),
 	}
 	if !s.NoSnapshot {
@@ -136,8 +138,10 @@ type RolledBack struct {
 	Plain      bool     `json:"unmounted,omitempty"`
 	Kept       *Kept    `json:"kept,omitempty"`
 
-	Stale     []session.Stale `json:"stale,omitempty"`     // at most keptPaths
-	Restarted []string        `json:"restarted,omitempty"` // units
+	InPlace   bool              `json:"in_place,omitempty"`  // the tree was pinned, by PinnedBy
+	PinnedBy  []snapshot.Holder `json:"pinned_by,omitempty"` // they go on with what they have open
+	Stale     []session.Stale   `json:"stale,omitempty"`     // at most keptPaths
+	Restarted []string          `json:"restarted,omitempty"` // units
 
 	Error string   `json:"error,omitempty"`
 	Code  string   `json:"code,omitempty"`
@@ -149,7 +153,8 @@ func Rollback(u session.Undo) RolledBack {
 	r := RolledBack{
 		Success: true, RolledBack: []string{}, CWD: u.Dir, Verified: u.Verified, DryRun: u.DryRun, Plain: u.Plain,
 		DurationMS: float64(u.Duration) / float64(time.Millisecond), Kept: KeptIn(u),
-		Stale: u.Stale[:min(keptPaths, len(u.Stale))],
+		Stale:   u.Stale[:min(keptPaths, len(u.Stale))],
+		InPlace: u.InPlace, PinnedBy: u.Holders,
 	}
 	for _, s := range u.Dropped {
 		r.RolledBack = append(r.RolledBack, string(s.ID))
@@ -209,6 +214,7 @@ type Metadata struct {
 	SizeBytes    int64             `json:"size_bytes"`
 	SharedWith   string            `json:"shared_with,omitempty"`
 	PinnedBy     []snapshot.Holder `json:"pinned_by,omitempty"`
+	Mode         snapshot.Mode     `json:"mode,omitempty"`
 	Kept         []snapshot.ID     `json:"kept,omitempty"`
 	Metadata     any               `json:"metadata,omitempty"`
 }
@@ -222,7 +228,7 @@ func Describe(s snapshot.Snapshot, t snapshot.Tree, state string, now time.Time)
 		BatchID: s.BatchID, CommandIndex: s.CommandIndex, ExitCode: s.ExitCode, Signal: s.Signal,
 		TimedOut: s.TimedOut, Interrupted: s.Interrupted, Unfinished: s.Unfinished,
 		DurationMS: s.Duration.Milliseconds(), Changes: s.Changes, Driver: t.Driver, SizeBytes: s.SizeBytes,
-		SharedWith: string(s.SharedWith), PinnedBy: s.PinnedBy, Kept: s.Kept,
+		SharedWith: string(s.SharedWith), PinnedBy: s.PinnedBy, Mode: s.Mode, Kept: s.Kept,
 	}
 	if len(s.Metadata) > 0 {
 		m.Metadata = s.Metadata

@@ -1,0 +1,222 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"deployx/internal/crash"
+	"deployx/snapshot"
+)
+
+var _ snapshot.Sealer = (*Driver)(nil)
+
+// Capture copies out of a live upper what has changed in it since it was looked
+// at last. See snapshot.Sealer, and "Sealing" in docs/design.md.
+//
+// The index beside the open layer says which entries were the same in both
+// states, by their inode and change time. It saves work and decides nothing
+// else: what it does not vouch for is compared. So it may be old, or lost.
+func (d *Driver) Capture(ctx context.Context, v snapshot.View, layers []snapshot.LayerID, into snapshot.LayerID, o snapshot.CaptureOptions) (changed bool, err error) {
+	d.indexMu.Lock()
+	defer d.indexMu.Unlock()
+	c, err := d.newCapture(ctx, v, layers, into, o)
+	if err != nil {
+		return false, err
+	}
+	defer c.close()
+	todo, err := c.scan()
+	if err != nil || todo == nil {
+		return false, err
+	}
+	err = c.make(todo)
+	if errors.Is(err, errDiffers) {
+		delete(d.indexes, v.Open) // half brought up to date
+		return true, nil
+	}
+	if err == nil && into != "" {
+		err = c.publish()
+	}
+	if err != nil {
+		delete(d.indexes, v.Open) // in doubt
+		return false, errors.Join(err, d.toTrash(c.aside))
+	}
+	return c.changed, nil
+}
+
+// errDiffers ends a capture that is only to tell whether anything differs.
+var errDiffers = errors.New("differs")
+
+// A capture is one call of Capture.
+type capture struct {
+	ctx    context.Context
+	d      *Driver
+	only   func(string) bool
+	ix     *upperIndex
+	clock  stamp
+	after  *merged // what is shown; the live upper is its layer 0
+	before *merged // what the layers show
+	v      snapshot.View
+	layers []snapshot.LayerID
+
+	into    snapshot.LayerID
+	aside   string // the layer while it is being made
+	changed bool
+	blind   bool                // nothing was known
+	moved   map[identity]string // directories of the index by identity: their paths
+	origins origins
+	copies  map[inode]string // files that were copied: the first copy
+	shells  map[inode]string // and of those of which only the attributes were
+	buf     []byte
+}
+
+func (d *Driver) newCapture(ctx context.Context, v snapshot.View, layers []snapshot.LayerID, into snapshot.LayerID, o snapshot.CaptureOptions) (*capture, error) {
+	clock, err := clockNow()
+	if err != nil {
+		return nil, err
+	}
+	c := &capture{
+		ctx: ctx, d: d, only: o.Only, clock: clock, v: v, layers: layers, into: into,
+		aside: filepath.Join(d.layers, "capture"), copies: map[inode]string{}, shells: map[inode]string{}, buf: make([]byte, 32<<10),
+	}
+	if c.only == nil {
+		c.only = func(string) bool { return true }
+	}
+	c.ix = d.index(v.Open)
+	c.ix.holdsFor(layers)
+	return c, nil
+}
+
+func (c *capture) close() {
+	for _, m := range []*merged{c.after, c.before} {
+		if m != nil {
+			m.close()
+		}
+	}
+}
+
+// views opens both states. The layers that they have in common are stacked
+// alike, so that directories which are the same are the same inodes.
+func (c *capture) views() (err error) {
+	common := 0
+	for common < min(len(c.v.Layers), len(c.layers)) && c.v.Layers[common] == c.layers[common] {
+		common++
+	}
+	below := c.d.units(c.layers[:common])
+	live := unit{c.d.dir(c.v.Open, ""), 1} // alone: it is in no run
+	if c.after, err = c.d.viewOf(1, []unit{live}, c.d.units(c.v.Layers[common:]), below); err != nil {
+		return err
+	}
+	c.before, err = c.d.viewOf(0, c.d.units(c.layers[common:]), below)
+	return err
+}
+
+// viewOf opens base and units, newest first.
+func (d *Driver) viewOf(split int, units ...[]unit) (v *merged, err error) {
+	v = &merged{name: d.name, split: split}
+	defer func() {
+		if err != nil {
+			v.close()
+		}
+	}()
+	for _, u := range slices.Concat(units...) {
+		f, err := d.openUnit(u)
+		if err != nil {
+			return v, err
+		}
+		v.roots = append(v.roots, f)
+	}
+	base, err := d.openBase()
+	if err != nil {
+		return v, err
+	}
+	v.roots = append(v.roots, base)
+	return v, nil
+}
+
+// make makes the layer aside.
+func (c *capture) make(t *todo) error {
+	if c.into != "" {
+		if err := c.d.toTrash(c.aside); err != nil {
+			return err
+		}
+	}
+	if err := c.views(); err != nil {
+		return err
+	}
+	x, err := c.after.root()
+	if err != nil {
+		return err
+	}
+	y, err := c.before.root()
+	if err != nil {
+		return err
+	}
+	if c.origins = (origins{}); c.ix.Root != nil {
+		c.origins.collect(c.ix.Root, ".")
+	}
+	if err := c.learnRoot(x, t); err != nil {
+		return err
+	}
+	top := &spot{c: c, x: x, merged: true}
+	if err := c.inside(x, y, t, c.ix.Root, top, "."); err != nil {
+		return err
+	}
+	if (t.all || t.self) && c.only(".") {
+		if err := c.attributes(x, y, top); err != nil {
+			return err
+		}
+	}
+	return top.finish()
+}
+
+// learnRoot is learn for the tree's root.
+func (c *capture) learnRoot(x *entry, t *todo) error {
+	c.blind, c.ix.dirty = t.all && !slices.Equal(c.v.Layers, c.layers), true
+	if x.layer != 0 {
+		c.ix.Root = nil
+		return nil
+	}
+	st, err := statxAt(int(x.f.Fd()), "")
+	if err != nil {
+		return err
+	}
+	n := knownOf(&st, c.clock)
+	n.Racy = n.Racy || !c.only(".")
+	if !t.all {
+		n.Kids = c.ix.Root.Kids
+	}
+	c.ix.Root = n
+	return nil
+}
+
+// publish gives the layer its name, and then keeps what was learnt. Killed in
+// between, the next capture compares what the index does not know.
+func (c *capture) publish() error {
+	if c.changed {
+		for _, sub := range []string{"w", "s", "u"} {
+			if err := os.Mkdir(filepath.Join(c.aside, sub), 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+				return err
+			}
+		}
+		crash.Point("overlay.captured")
+		if err := os.Rename(c.aside, c.d.dir(c.into, "")); err != nil {
+			return fmt.Errorf("publish layer: %w", err)
+		}
+		crash.Point("overlay.published")
+	}
+	if top := last(append(c.layers, c.made()...)); c.ix.Top != top {
+		c.ix.Top, c.ix.dirty = top, true
+	}
+	return c.ix.save()
+}
+
+func (c *capture) made() []snapshot.LayerID {
+	if c.changed {
+		return []snapshot.LayerID{c.into}
+	}
+	return nil
+}

@@ -1,0 +1,465 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/internal/crash"
+	"deployx/snapshot"
+)
+
+var _ snapshot.Restorer = (*Driver)(nil)
+
+// Restore changes the shown tree by ordinary file operations, wherever two
+// stacks differ. See snapshot.Restorer.
+func (d *Driver) Restore(ctx context.Context, v snapshot.View, from, to []snapshot.LayerID) error {
+	d.indexMu.Lock()
+	defer d.indexMu.Unlock()
+	ix := d.index(v.Open)
+	ix.holdsFor(from)
+	r := restore{ctx: ctx, links: map[inode]string{}}
+	if err := r.run(d, from, to); err != nil {
+		return err
+	}
+	if err := d.notePlaced(ix, v.Open, r.made); err != nil {
+		return err
+	}
+	// What the index says is still so: where the stacks differ the tree has been
+	// changed, which moves a ctime.
+	ix.Top, ix.dirty = last(to), true
+	return ix.save()
+}
+
+// A restore is one call of Restore. It works through descriptors: the tree's
+// contents are hostile.
+type restore struct {
+	ctx   context.Context
+	root  *os.File         // of the shown tree
+	links map[inode]string // files made: where the first name is
+	made  []string         // directories, with all in them
+}
+
+func (r *restore) run(d *Driver, from, to []snapshot.LayerID) (err error) {
+	common := 0
+	for common < min(len(from), len(to)) && from[common] == to[common] {
+		common++
+	}
+	below := d.units(from[:common])
+	was, err := d.viewOf(0, d.units(from[common:]), below)
+	if err != nil {
+		return err
+	}
+	defer was.close()
+	goal, err := d.viewOf(0, d.units(to[common:]), below)
+	if err != nil {
+		return err
+	}
+	defer goal.close()
+	f, err := was.root()
+	if err != nil {
+		return err
+	}
+	g, err := goal.root()
+	if err != nil {
+		return err
+	}
+	if r.root, err = openAt(unix.AT_FDCWD, d.tree, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW); err != nil {
+		return err
+	}
+	defer r.root.Close() //nolint:errcheck // read only
+	return r.directory(r.root, f, g, ".")
+}
+
+// directory makes what differs in a directory that both states have, and then
+// its attributes. was is nil where it had none.
+func (r *restore) directory(at *os.File, was, goal *entry, path string) error {
+	if err := r.ctx.Err(); err != nil {
+		return err
+	}
+	names, err := differing(was, goal)
+	if err != nil {
+		return err
+	}
+	before, err := statxAt(int(at.Fd()), "")
+	if err != nil {
+		return err
+	}
+	touched := false
+	if len(names) > 0 {
+		if touched, err = r.sweep(at); err != nil {
+			return err
+		}
+	}
+	for _, name := range names {
+		did, err := r.name(at, was, goal, name, join(path, name))
+		if err != nil {
+			return fmt.Errorf("restore %q: %w", join(path, name), err)
+		}
+		touched = touched || did
+	}
+	return r.dressDir(at, was, goal, &before, touched)
+}
+
+// differing are the names that two directories do not have from the same place.
+func differing(was, goal *entry) ([]string, error) {
+	a, b := apart(goal, was)
+	set := map[string]bool{}
+	for _, parts := range [][]part{a, b} {
+		names, err := (&mdir{parts: parts}).names(-1)
+		if err != nil {
+			return nil, err
+		}
+		for name := range names {
+			set[name] = true
+		}
+	}
+	names := make([]string, 0, len(set))
+	for name := range set {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// dressDir gives a directory the attributes that it is to have. Where both
+// states have the same only the time is put back that the work here has moved.
+func (r *restore) dressDir(at *os.File, was, goal *entry, before *unix.Statx_t, touched bool) error {
+	same := false
+	if was != nil {
+		var err error
+		if same, err = sameAttributes(was, goal, true); err != nil {
+			return err
+		}
+	}
+	if same && !touched {
+		return nil
+	}
+	if same {
+		return putTimesBack(at, before)
+	}
+	return dressLike(goal, at)
+}
+
+func putTimesBack(at *os.File, st *unix.Statx_t) error {
+	times := []unix.Timespec{{Sec: st.Atime.Sec, Nsec: int64(st.Atime.Nsec)}, {Sec: st.Mtime.Sec, Nsec: int64(st.Mtime.Nsec)}}
+	if err := unix.UtimesNanoAt(unix.AT_FDCWD, fdName(at), times, 0); err != nil {
+		return &fs.PathError{Op: "utimensat", Path: at.Name(), Err: err}
+	}
+	return nil
+}
+
+// name makes one name what the goal has there, if the states differ in it.
+func (r *restore) name(at *os.File, was, goal *entry, name, path string) (touched bool, err error) {
+	g, err := goal.dir.lookup(name, true)
+	if err != nil {
+		return false, err
+	}
+	defer g.close()
+	var f *entry
+	if was != nil {
+		if f, err = was.dir.lookup(name, true); err != nil {
+			return false, err
+		}
+		defer f.close()
+	}
+	switch {
+	case f == nil && g == nil:
+		return false, nil
+	case isDir(f) && isDir(g):
+		return r.both(at, f, g, name, path)
+	case f != nil && g != nil && !isDir(f) && !isDir(g) && fileType(f) == fileType(g):
+		same, err := sameEntry(f, g)
+		if err != nil || same && (f.st.Nlink == g.st.Nlink || f.st.Ino == g.st.Ino) {
+			return false, err
+		}
+	}
+	defer crash.Point("overlay.restored")
+	return r.converge(at, f, g, name, path)
+}
+
+// sameEntry tells whether two files are the same in every way.
+func sameEntry(f, g *entry) (bool, error) {
+	if f.st.Dev == g.st.Dev && f.st.Ino == g.st.Ino {
+		return true, nil
+	}
+	kind, err := compareFiles(f, g)
+	return kind == "" && err == nil, err
+}
+
+// both goes into a directory that was there and is to be there.
+func (r *restore) both(at *os.File, f, g *entry, name, path string) (bool, error) {
+	sub, err := openDirIn(at, name)
+	if sub == nil && err == nil {
+		return r.converge(at, nil, g, name, path)
+	}
+	if err != nil {
+		return false, err
+	}
+	defer sub.Close() //nolint:errcheck // read only
+	return false, r.directory(sub, f, g, path)
+}
+
+// openDirIn opens a directory by name; nil if there is none.
+func openDirIn(at *os.File, name string) (*os.File, error) {
+	f, err := openAt(int(at.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil, nil
+	}
+	return f, err
+}
+
+// converge makes one name what the goal has there, whatever it is now.
+func (r *restore) converge(at *os.File, was, goal *entry, name, path string) (bool, error) {
+	switch {
+	case goal == nil:
+		return r.remove(at, was, name)
+	case isDir(goal):
+		return true, r.makeDir(at, goal, name, path)
+	}
+	done, err := r.inPlace(at, goal, name, path)
+	if err != nil || done {
+		return done, err
+	}
+	return true, r.replace(at, was, goal, name, path)
+}
+
+// inPlace sees whether a file has the right content already, and gives it its
+// attributes then.
+func (r *restore) inPlace(at *os.File, goal *entry, name, path string) (bool, error) {
+	f, st, err := openEntry(at, name)
+	if f == nil || err != nil {
+		return false, err
+	}
+	defer f.Close() //nolint:errcheck // O_PATH
+	now := &entry{f: f, st: st}
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR || fileType(now) != fileType(goal) {
+		return false, nil
+	}
+	kind, err := compareFiles(now, goal)
+	if err != nil || kind == snapshot.ChangeModified || st.Nlink > 1 && st.Nlink != goal.st.Nlink {
+		return false, err // the names of one file are put together anew
+	}
+	if first, ok := r.links[inode{goal.st.Dev, goal.st.Ino}]; ok && st.Nlink == 1 && first != path {
+		return false, nil
+	}
+	if goal.st.Nlink > 1 {
+		r.links[inode{goal.st.Dev, goal.st.Ino}] = path
+	}
+	if kind == "" {
+		return true, nil
+	}
+	return true, dressLike(goal, f)
+}
+
+// tempPrefix begins the names of what is being made or removed.
+const tempPrefix = ".deployx-restore-"
+
+func temp(name string) string {
+	const most = 255 - len(tempPrefix)
+	return tempPrefix + name[max(0, len(name)-most):]
+}
+
+// replace puts a new file in the place of what is there.
+func (r *restore) replace(at *os.File, was, goal *entry, name, path string) error {
+	tmp := temp(name)
+	if err := r.create(at, goal, tmp); err != nil {
+		return errors.Join(err, unlink(at, tmp))
+	}
+	crash.Point("overlay.restoring")
+	err := unix.Renameat(int(at.Fd()), tmp, int(at.Fd()), name)
+	if errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOTEMPTY) {
+		if _, err = r.remove(at, was, name); err == nil {
+			err = unix.Renameat(int(at.Fd()), tmp, int(at.Fd()), name)
+		}
+	}
+	if err != nil {
+		return errors.Join(&fs.PathError{Op: "rename", Path: name, Err: err}, unlink(at, tmp))
+	}
+	// rename(2) of two names of one file does nothing and leaves both.
+	if err := unlink(at, tmp); err != nil {
+		return err
+	}
+	if goal.st.Nlink > 1 {
+		r.links[inode{goal.st.Dev, goal.st.Ino}] = path
+	}
+	return nil
+}
+
+func unlink(at *os.File, name string) error {
+	if err := unix.Unlinkat(int(at.Fd()), name, 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return &fs.PathError{Op: "unlink", Path: name, Err: err}
+	}
+	return nil
+}
+
+// create makes a file like the goal, or a link to one that was made like it.
+func (r *restore) create(at *os.File, goal *entry, name string) error {
+	if first, ok := r.links[inode{goal.st.Dev, goal.st.Ino}]; ok && r.link(first, at, name) == nil {
+		return nil
+	}
+	if fileType(goal) != snapshot.TypeFile {
+		return makeSpecialIn(at, goal, name)
+	}
+	to, err := createAt(at, name)
+	if err != nil {
+		return err
+	}
+	from, err := os.Open(fdName(goal.bytes()))
+	if err != nil {
+		return errors.Join(err, to.Close())
+	}
+	defer from.Close() //nolint:errcheck // read only
+	if err = copyAcross(r.ctx, from, to); err == nil {
+		err = copyAttributes(goal.f, to)
+	}
+	return errors.Join(err, to.Close())
+}
+
+func createAt(at *os.File, name string) (*os.File, error) {
+	fd, err := unix.Openat(int(at.Fd()), name, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, &fs.PathError{Op: "create", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+func (r *restore) link(first string, at *os.File, name string) error {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
+	fd, err := unix.Openat2(int(r.root.Fd()), first, &how)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), first)
+	defer f.Close() //nolint:errcheck // O_PATH
+	return unix.Linkat(unix.AT_FDCWD, fdName(f), int(at.Fd()), name, unix.AT_SYMLINK_FOLLOW)
+}
+
+// makeDir makes a directory and all in it aside, and shows it when it is whole.
+// One that is there already, for the work was cut off, is gone through.
+func (r *restore) makeDir(at *os.File, goal *entry, name, path string) error {
+	sub, err := openDirIn(at, name)
+	if err != nil {
+		return err
+	}
+	r.made = append(r.made, path)
+	if sub != nil {
+		defer sub.Close() //nolint:errcheck // read only
+		return r.directory(sub, nil, goal, path)
+	}
+	tmp := temp(name)
+	if err := r.removeAll(at, tmp); err != nil {
+		return err
+	}
+	if err := unix.Mkdirat(int(at.Fd()), tmp, 0o700); err != nil {
+		return &fs.PathError{Op: "mkdir", Path: tmp, Err: err}
+	}
+	if sub, err = openAt(int(at.Fd()), tmp, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW); err != nil {
+		return err
+	}
+	defer sub.Close() //nolint:errcheck // read only
+	if err := r.directory(sub, nil, goal, path); err != nil {
+		return errors.Join(err, r.removeAll(at, tmp))
+	}
+	crash.Point("overlay.restoring")
+	err = unix.Renameat(int(at.Fd()), tmp, int(at.Fd()), name)
+	if errors.Is(err, unix.ENOTDIR) { // a file was there
+		if err = unlink(at, name); err == nil {
+			err = unix.Renameat(int(at.Fd()), tmp, int(at.Fd()), name)
+		}
+	}
+	if err != nil {
+		return errors.Join(&fs.PathError{Op: "rename", Path: name, Err: err}, r.removeAll(at, tmp))
+	}
+	return nil
+}
+
+// remove takes away what was there. A directory in which others have made
+// something since stays, with that.
+func (r *restore) remove(at *os.File, was *entry, name string) (bool, error) {
+	sub, err := openDirIn(at, name)
+	if err != nil {
+		return false, err
+	}
+	if sub == nil {
+		return true, unlink(at, name)
+	}
+	defer sub.Close() //nolint:errcheck // read only
+	if isDir(was) {
+		names, err := was.dir.names(-1)
+		if err != nil {
+			return true, err
+		}
+		for n := range names {
+			f, err := was.dir.lookup(n, false)
+			if err == nil && f != nil {
+				_, err = r.remove(sub, f, n)
+			}
+			f.close()
+			if err != nil {
+				return true, err
+			}
+		}
+	}
+	if _, err := r.sweep(sub); err != nil {
+		return true, err
+	}
+	err = unix.Unlinkat(int(at.Fd()), name, unix.AT_REMOVEDIR)
+	if err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, fs.ErrNotExist) {
+		return true, &fs.PathError{Op: "rmdir", Path: name, Err: err}
+	}
+	return true, nil
+}
+
+// sweep removes what a restore that was cut off left in a directory.
+func (r *restore) sweep(at *os.File) (some bool, err error) {
+	d, err := openAt(int(at.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return false, err
+	}
+	names, err := d.Readdirnames(-1)
+	d.Close() //nolint:errcheck // read only
+	if err != nil {
+		return false, err
+	}
+	for _, name := range names {
+		if strings.HasPrefix(name, tempPrefix) {
+			some = true
+			if err := r.removeAll(at, name); err != nil {
+				return some, err
+			}
+		}
+	}
+	return some, nil
+}
+
+// removeAll removes one of our own.
+func (r *restore) removeAll(at *os.File, name string) error {
+	sub, err := openDirIn(at, name)
+	if err != nil {
+		return err
+	}
+	if sub == nil {
+		return unlink(at, name)
+	}
+	defer sub.Close() //nolint:errcheck // read only
+	names, err := sub.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if err := r.removeAll(sub, n); err != nil {
+			return err
+		}
+	}
+	if err := unix.Unlinkat(int(at.Fd()), name, unix.AT_REMOVEDIR); err != nil {
+		return &fs.PathError{Op: "rmdir", Path: name, Err: err}
+	}
+	return nil
+}

@@ -1,0 +1,72 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"deployx/internal/crash"
+	"deployx/snapshot"
+)
+
+// goInPlace is goTo for a tree that is pinned: the record moves first, with a
+// note that the tree has still to be brought there, and the difference is then
+// written through the shown mount. Killed in between, the next deployx finishes
+// it; an error takes both back.
+func (s *Session) goInPlace(ctx context.Context, from, to snapshot.Head, u *Undo, start time.Time, entries ...snapshot.Snapshot) error {
+	v, err := s.rec.View(from)
+	if err != nil {
+		return err
+	}
+	to.Open = from.Open
+	to.Stands = &snapshot.Standing{Layers: v.Layers, From: from.Open}
+	to.Restoring = &snapshot.Restoring{From: from.Snapshot}
+	before := s.look()
+	before.pinned, before.taken, before.hands = true, true, before.find()
+	if err := s.commit(ctx, to, entries...); err != nil {
+		return err
+	}
+	crash.Point("session.rolled")
+	if err := s.restore(ctx); err != nil {
+		back := from
+		back.Restoring = &snapshot.Restoring{From: to.Snapshot}
+		err = errors.Join(err, s.move(back))
+		return errors.Join(err, s.restore(ctx))
+	}
+	u.Duration, u.InPlace = time.Since(start), true
+	u.Stale = before.stale(func() ([]snapshot.Change, error) { return s.changesOf(ctx, u.Dropped) })
+	shown, err := s.drv.Shown(ctx)
+	u.Verified = err == nil && shown == s.rec.Head().Open
+	return err
+}
+
+// restore brings a pinned tree to where the record is already.
+func (s *Session) restore(ctx context.Context) error {
+	h := s.rec.Head()
+	if h.Restoring == nil {
+		return nil
+	}
+	r, ok := s.drv.(snapshot.Restorer)
+	if !ok {
+		return fmt.Errorf("the driver %s cannot restore a pinned tree", s.drv.Name())
+	}
+	v, err := s.rec.View(h)
+	if err != nil {
+		return err
+	}
+	from, err := s.rec.Layers(h.Restoring.From)
+	if err != nil {
+		return err
+	}
+	to, err := s.rec.Layers(h.Snapshot)
+	if err != nil {
+		return err
+	}
+	if err := s.sparing(func() error { return r.Restore(ctx, v, from, to) }); err != nil {
+		return fmt.Errorf("restore in place: %w", err)
+	}
+	crash.Point("session.restored")
+	h.Restoring = nil
+	return s.commit(ctx, h)
+}

@@ -1,0 +1,173 @@
+package session
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/internal/treecmp"
+	"deployx/snapshot"
+)
+
+// A service keeps the tree pinned: it stands in it and has a file open.
+type service struct{ *exec.Cmd }
+
+func hold(t testing.TB, dir string) service {
+	t.Helper()
+	cmd := exec.Command("sleep", "infinity")
+	cmd.Dir = dir
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	h := service{cmd}
+	t.Cleanup(h.end)
+	return h
+}
+
+func (h service) end() {
+	unix.Kill(h.Process.Pid, unix.SIGKILL) //nolint:errcheck // it may have ended
+	h.Wait()                               //nolint:errcheck // it was killed
+}
+
+func (r *rig) put(name, text string) {
+	r.Helper()
+	if err := os.WriteFile(filepath.Join(r.tree, name), []byte(text), 0o644); err != nil {
+		r.Fatal(err)
+	}
+}
+
+// same compares the tree with a picture, but for link counts.
+func (r *rig) same(what string, want treecmp.Picture) {
+	r.Helper()
+	if d := treecmp.Diff(want, picture(r.TB.(*testing.T), r.tree), treecmp.Options{AnyNlink: true}); len(d) > 0 { //nolint:forcetypeassert // a test's
+		r.Errorf("%s:\n%s", what, d)
+	}
+}
+
+// TestSealed: in a pinned tree each command is undone alone, the holder goes on,
+// and when it ends the old points are reached by a swap.
+func TestSealed(t *testing.T) {
+	r := newRig(t)
+	r.run("mkdir d; echo 0 > d/f; echo log > log")
+	p0 := picture(t, r.tree)
+	h := hold(t, filepath.Join(r.tree, "d"))
+	one, _ := r.run("cd $DEPLOYX_TREE; echo 1 > one; echo 1 >> d/f; mv log log.1; echo > log")
+	if one.Snapshot.Mode != snapshot.ModeSealed || len(one.Snapshot.PinnedBy) != 1 || one.Snapshot.Changes.Total() != 4 {
+		t.Errorf("%+v", one.Snapshot)
+	}
+	p1 := picture(t, r.tree)
+	two, _ := r.run("mv d e; rm one; chmod 711 .")
+	p2 := picture(t, r.tree)
+	three, _ := r.run("rm -r e log; ln log.1 log.2")
+	p3 := picture(t, r.tree)
+
+	r.rollback(three.Snapshot.ID)
+	r.same("before three", p2)
+	r.rollback(two.Snapshot.ID)
+	r.same("before two", p1)
+	r.rollback(one.Snapshot.ID)
+	r.same("before one", p0)
+	for _, want := range []treecmp.Picture{p1, p2, p3} {
+		if _, err := r.Redo(context.Background(), 1, RollbackOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		r.same("redo", want)
+	}
+	u := r.rollback(two.Snapshot.ID)
+	if !u.InPlace || len(u.Holders) != 1 || !u.Verified {
+		t.Errorf("%+v", u)
+	}
+	r.same("before two again", p1)
+	if err := redo(r); err != nil {
+		t.Fatal(err)
+	}
+	h.end()
+
+	four, _ := r.run("echo 4 > four")
+	if four.Snapshot.Mode != "" {
+		t.Errorf("%+v", four.Snapshot)
+	}
+	p4 := picture(t, r.tree)
+	for _, step := range []struct {
+		id   snapshot.ID
+		want treecmp.Picture
+	}{{four.Snapshot.ID, p3}, {three.Snapshot.ID, p2}, {two.Snapshot.ID, p1}, {one.Snapshot.ID, p0}} {
+		if u := r.rollback(step.id); u.InPlace {
+			t.Error("in place, though nobody holds the tree")
+		}
+		r.same("by swap", step.want)
+	}
+	if _, err := r.Redo(context.Background(), 4, RollbackOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	r.same("redo by swap", p4)
+	if h := r.rec.Head(); h.Stands != nil {
+		t.Errorf("%+v", h)
+	}
+}
+
+// TestSealedDrift: what a holder writes between the commands has entries of its
+// own, and is in no command's.
+func TestSealedDrift(t *testing.T) {
+	r := newRig(t)
+	r.run("mkdir d; echo 0 > d/f")
+	hold(t, filepath.Join(r.tree, "d"))
+	r.put("d/f", "service 1\n")
+	a, _ := r.run("echo a > $DEPLOYX_TREE/a")
+	r.put("d/g", "service 2\n")
+	b, _ := r.run("echo b > $DEPLOYX_TREE/b")
+	for _, x := range []Result{a, b} {
+		if x.Snapshot.Changes != (snapshot.Counts{Added: 1}) {
+			t.Errorf("%+v", x.Snapshot)
+		}
+	}
+	var kinds []snapshot.Kind
+	for _, e := range historyOf(t, r) {
+		kinds = append(kinds, e.Kind)
+	}
+	if len(kinds) != 5 || kinds[1] != snapshot.KindDrift || kinds[3] != snapshot.KindDrift {
+		t.Error(kinds)
+	}
+}
+
+// TestSealedAlternates: the tree is pinned and let go again many times.
+func TestSealedAlternates(t *testing.T) {
+	r := newRig(t)
+	r.run("mkdir d; seq 3 > d/f")
+	type point struct {
+		id snapshot.ID
+		p  treecmp.Picture
+	}
+	var points []point
+	for i := range 12 {
+		h := hold(t, filepath.Join(r.tree, "d"))
+		r.put("d/service", string(rune('a'+i)))
+		if i%2 == 0 {
+			h.end()
+		}
+		p := picture(t, r.tree)
+		res, _ := r.run("cd $DEPLOYX_TREE; echo x >> d/f; mv d/f d/g; cp d/g d/f; mkdir -p n" + string(rune('a'+i)))
+		points = append(points, point{res.Snapshot.ID, p})
+		if i%3 == 0 {
+			if err := r.Session.Close(); err != nil {
+				t.Fatal(err)
+			}
+			r.reopen()
+		}
+		h.end()
+	}
+	last := hold(t, r.tree)
+	for i := len(points) - 1; i >= 0; i-- {
+		if i == 5 {
+			last.end()
+		}
+		if _, err := r.Rollback(context.Background(), Target{ID: points[i].id}, RollbackOptions{Drift: DriftDrop}); err != nil {
+			t.Fatal(err)
+		}
+		r.same("back", points[i].p)
+	}
+}

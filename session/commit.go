@@ -54,6 +54,12 @@ func (s *Session) commitThrough(ctx context.Context, o CommitOptions, c *Committ
 		}
 	}
 	before := s.rec.Head()
+	if before.Stands != nil { // what is shown stands on other layers, and may lead into base by redirects
+		return &snapshot.Error{
+			Code: snapshot.CodeTreeBusy, Msg: "the tree is or was pinned, and shows a layer that has been sealed by copies",
+			Hint: "stop what holds it (deployx status), run a command, and commit then",
+		}
+	}
 	top, err := s.committable(before, o.Through, c)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package shell
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -254,6 +255,67 @@ func TestLate(t *testing.T) {
 	if strings.Join(got, "") != "stderr err\nstdout late\n" {
 		t.Errorf("%q", got)
 	}
+}
+
+// Close hands a stream that a job still holds to Orphan: each byte reaches one of
+// the writer, Late and Orphan, in order, and the job lives on.
+func TestCloseOrphan(t *testing.T) {
+	each(t, func(t *testing.T, program string) {
+		s := start(t, Options{Program: program, Grace: Grace{Drain: time.Millisecond}})
+		var out, late bytes.Buffer
+		var orphan *os.File
+		c := Command{
+			Text:   "{ i=0; while [ $i -lt 20000 ]; do i=$((i+1)); echo $i; done; } &",
+			Stdout: &out,
+			Late:   func(_ Stream, p []byte) { late.Write(p) },
+			Orphan: func(stream Stream, f *os.File) {
+				if orphan != nil || stream != Stdout {
+					t.Errorf("handed over: %s", stream)
+				}
+				orphan = f
+			},
+		}
+		r, err := s.Run(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if !r.Held || orphan == nil {
+			t.Fatalf("held %v, orphan %v", r.Held, orphan)
+		}
+		defer orphan.Close()
+		rest, err := io.ReadAll(orphan)
+		if err != nil {
+			t.Error(err)
+		}
+		n := 0
+		for line := range strings.Lines(out.String() + late.String() + string(rest)) {
+			if n++; line != fmt.Sprintln(n) {
+				t.Fatalf("line %d is %q", n, line)
+			}
+		}
+		if n != 20000 {
+			t.Errorf("%d lines", n)
+		}
+	})
+}
+
+// Without Orphan there is nothing to hand over.
+func TestCloseHeld(t *testing.T) {
+	s := start(t, Options{})
+	_, _, r := runCommand(t, s, Command{Text: "sleep 1000 &"})
+	if !r.Held || len(r.Survivors) != 1 {
+		t.Fatalf("%+v", r)
+	}
+	if _, _, r := runCommand(t, s, Command{Text: "kill $!"}); r.Held {
+		t.Error("nothing holds the output of kill")
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	waitGone(t, r.Survivors[0].PID)
 }
 
 func TestCloseWhileRunning(t *testing.T) {

@@ -45,6 +45,10 @@ type Command struct {
 	// stream or the shell is closed. It is called from one goroutine a stream and
 	// must not keep p. nil discards.
 	Late func(stream Stream, p []byte)
+	// Orphan takes over, while the shell is closed, the owner's end of a stream that
+	// jobs still hold: Late is not called for it any more, and nothing of it is lost.
+	// f is Orphan's to close; until then the jobs can print. nil closes it at once.
+	Orphan func(stream Stream, f *os.File)
 }
 
 // Process is a process that outlives its command.
@@ -63,6 +67,7 @@ type Result struct {
 	Dir         string    // the shell's directory after it
 	Context     Context   // after it; if the shell ended, after the last command that left it alive
 	Survivors   []Process // what it started and still runs
+	Held        bool      // jobs keep its output open: Late takes what they print
 	Started     time.Time
 	Duration    time.Duration
 }
@@ -155,7 +160,7 @@ func (s *Shell) run(ctx context.Context, c Command) (Result, error) {
 	}
 	s.settle(p, status, err, &res)
 	s.group.untag(p.pid)
-	streams.finish(s, c, s.o.Grace.Drain)
+	res.Held = streams.finish(s, c, s.o.Grace.Drain)
 	res.Survivors = s.group.survivors(p.pid) // late, so that they have their own names
 	res.Duration = time.Since(res.Started)
 	return res, nil

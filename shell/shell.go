@@ -83,7 +83,7 @@ type Shell struct {
 	running bool
 	away    bool // Leave was called and no Enter since
 	parked  []*os.File
-	lates   map[*pump]struct{}
+	lates   map[*pump]func(Stream, *os.File) // to what Orphan each goes
 }
 
 // Start starts the shell and waits until it has restored o.Context.
@@ -97,7 +97,7 @@ func Start(ctx context.Context, o Options) (*Shell, error) {
 	s := &Shell{
 		program: program, dialect: kind, o: o,
 		turn: make(chan struct{}, 1), cancel: make(chan struct{}, 1), closed: make(chan struct{}),
-		lates: map[*pump]struct{}{},
+		lates: map[*pump]func(Stream, *os.File){},
 	}
 	if s.account, err = lookup(o.User); err != nil {
 		return nil, err
@@ -139,8 +139,9 @@ func (s *Shell) current() *process {
 }
 
 // Close ends the shell and what it runs in the foreground, and waits for both.
-// Jobs that outlived their commands live on, but what they print from then on
-// meets a closed pipe. Later calls return what the first did.
+// Jobs that outlived their commands live on; what they print from then on goes to
+// whom Command.Orphan gave the stream, or else meets a closed pipe. Later calls
+// return what the first did.
 func (s *Shell) Close() error {
 	s.closeOnce.Do(func() {
 		close(s.closed)
@@ -149,8 +150,7 @@ func (s *Shell) Close() error {
 			p.end()
 		}
 		s.watcher.close()
-		s.endLate()
-		s.closeErr = errors.Join(s.group.close(), s.wires.close())
+		s.closeErr = errors.Join(s.endLate(), s.group.close(), s.wires.close())
 	})
 	return s.closeErr
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"sync"
 	"time"
@@ -138,8 +139,8 @@ func seekEnd(f *os.File) {
 }
 
 // finish closes the owner's ends, delivers what the command wrote, and leaves
-// what jobs still write to Late.
-func (st *streams) finish(s *Shell, c Command, drain time.Duration) {
+// what jobs still write to Late. It tells whether there are any that can.
+func (st *streams) finish(s *Shell, c Command, drain time.Duration) (held bool) {
 	st.stopInputs()
 	if st.tty != nil {
 		st.tty.leave(s)
@@ -152,12 +153,14 @@ func (st *streams) finish(s *Shell, c Command, drain time.Duration) {
 	defer stop()
 	for _, p := range st.pumps {
 		if !p.drain(grace.Done(), c.Late) {
-			s.keepLate(p)
+			held = true
+			s.keepLate(p, c.Orphan)
 		}
 	}
 	for _, f := range st.after {
 		f()
 	}
+	return held
 }
 
 func (st *streams) stopInputs() {
@@ -199,10 +202,10 @@ func (st *streams) abort() error {
 	return errors.Join(errs...)
 }
 
-// keepLate lets p go on after its command.
-func (s *Shell) keepLate(p *pump) {
+// keepLate lets p go on after its command, and then to orphan, which may be nil.
+func (s *Shell) keepLate(p *pump, orphan func(Stream, *os.File)) {
 	s.mu.Lock()
-	s.lates[p] = struct{}{}
+	s.lates[p] = orphan
 	s.mu.Unlock()
 	s.late.Go(func() {
 		<-p.done
@@ -212,23 +215,41 @@ func (s *Shell) keepLate(p *pump) {
 	})
 }
 
-// endLate ends all pumps that outlived their commands.
-func (s *Shell) endLate() {
+// endLate ends all pumps that outlived their commands. On error a stream was closed
+// that should have been handed over.
+func (s *Shell) endLate() error {
 	s.mu.Lock()
-	var all []*pump
-	for p := range s.lates {
-		all = append(all, p)
-	}
+	all := maps.Clone(s.lates)
 	parked := s.parked
 	s.parked = nil
 	s.mu.Unlock()
-	for _, p := range all {
-		p.end()
+	var errs []error
+	for p, orphan := range all {
+		errs = append(errs, p.handOver(orphan))
 	}
 	s.late.Wait()
 	for _, f := range parked {
 		f.Close()
 	}
+	return errors.Join(errs...)
+}
+
+// handOver ends the pump and gives a stream that has not ended to orphan, with what
+// is in it. There is a reader at every moment, or a job would die of SIGPIPE.
+func (p *pump) handOver(orphan func(Stream, *os.File)) error {
+	if orphan == nil {
+		p.end()
+		return nil
+	}
+	f, err := dup(p.r)
+	p.end()
+	if err == nil {
+		orphan(p.stream, f)
+	}
+	if errors.Is(err, os.ErrClosed) { // it has ended
+		return nil
+	}
+	return err
 }
 
 // pump copies one output to its writer, with one buffer, so that a slow writer

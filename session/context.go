@@ -102,6 +102,9 @@ func (s *Session) closeShell(sh *shell.Shell) {
 	if err := sh.Close(); err != nil {
 		s.o.Warn(fmt.Sprintf("close shell: %v", err))
 	}
+	if err := s.handOver(); err != nil {
+		s.o.Warn(fmt.Sprintf("jobs that print now meet a closed pipe: %v", err))
+	}
 }
 
 func (s *Session) setLive(sh *shell.Shell) {

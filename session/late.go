@@ -2,16 +2,20 @@ package session
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"deployx/shell"
 	"deployx/snapshot"
 )
 
 // late adds what jobs print after their command has ended to its kept output,
-// tailBytes at most. What comes before that output is written waits for it.
+// tailBytes at most, and drops the rest. What comes before that output is written
+// waits for it. An output that is gone, be it by gc, is not made anew.
 type late struct {
 	name string
 	pass func(shell.Stream, []byte) // may be nil
@@ -56,12 +60,12 @@ func (l *late) flush() {
 	if len(l.held) == 0 {
 		return
 	}
-	f, err := os.OpenFile(l.name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(l.name, os.O_APPEND|os.O_WRONLY|unix.O_NOFOLLOW, 0)
 	if err == nil {
 		_, err = f.Write(l.held)
 		err = errors.Join(err, f.Close())
 	}
-	if l.held = nil; err != nil {
+	if l.held = nil; err != nil && !errors.Is(err, fs.ErrNotExist) {
 		l.warn("keep late output: " + err.Error())
 	}
 }

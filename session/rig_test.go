@@ -16,7 +16,16 @@ import (
 	"deployx/snapshot"
 )
 
-func TestMain(m *testing.M) { testns.Main(m) }
+// TestMain also plays the reader of late output.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "late-output" {
+		if err := ReadLate(os.Args[2:]); err != nil {
+			panic(err)
+		}
+		os.Exit(0)
+	}
+	testns.Main(m)
+}
 
 // rig is a session on a tree of its own, in the subtree layout.
 type rig struct {
@@ -56,6 +65,7 @@ func newRigWith(t testing.TB, dir, driver string) *rig {
 		Tree:       snapshot.Tree{Path: r.tree, Driver: driver, Created: time.Now(), Store: ChooseStore(r.tree, state)},
 		OpenDriver: openDriver,
 		Warn:       func(s string) { t.Log("warning:", s) },
+		Reader:     []string{os.Args[0], "late-output"},
 	}
 	if err := r.opts.State.Add(r.opts.Tree); err != nil {
 		t.Fatal(err)

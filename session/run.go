@@ -117,7 +117,7 @@ func (s *Session) execute(ctx context.Context, c Command, point snapshot.Snapsho
 	res, err := s.sh.Run(ctx, shell.Command{
 		Text: c.script(), Dir: c.Dir, Env: append([]string{"DEPLOYX_SNAPSHOT=" + string(point.ID)}, c.Env...),
 		Stdin: c.Stdin, Stdout: tail.tee(c.Stdout), Stderr: tail.tee(c.Stderr), TTY: tail.teeTTY(c.TTY),
-		Timeout: c.Timeout, Late: late.write,
+		Timeout: c.Timeout, Late: late.write, Orphan: s.adopt(late),
 	})
 	prepared()
 	watched()
@@ -134,7 +134,7 @@ func (s *Session) execute(ctx context.Context, c Command, point snapshot.Snapsho
 	point.Truncated = tail.truncated()
 	var hash string
 	err = s.sparing(func() (err error) {
-		hash, err = s.keep(point.ID, res.Context, tail.bytes())
+		hash, err = s.keep(point.ID, res, tail.bytes())
 		return err
 	})
 	if err != nil {
@@ -414,14 +414,14 @@ func (s *Session) count(ctx context.Context, v snapshot.View) (n snapshot.Counts
 }
 
 // keep writes what a command leaves beside its entry. The flush that comes
-// with the entry makes it last.
-func (s *Session) keep(id snapshot.ID, c shell.Context, tail []byte) (hash string, err error) {
-	if len(tail) > 0 {
+// with the entry makes it last. Late output is added to a file that is there only.
+func (s *Session) keep(id snapshot.ID, res shell.Result, tail []byte) (hash string, err error) {
+	if len(tail) > 0 || res.Held {
 		if err := writeNew(s.outputFile(id), tail); err != nil {
 			return "", err
 		}
 	}
-	return s.saveContext(c)
+	return s.saveContext(res.Context)
 }
 
 func writeNew(name string, b []byte) error {

@@ -70,6 +70,10 @@ type Options struct {
 	Waiting func(error)
 	// Warn is told what a person should know and no result carries.
 	Warn func(string)
+	// Reader is the command line, argv[0] first, with which this program's own
+	// binary calls ReadLate. nil: what jobs print when the session's shell is
+	// closed meets a closed pipe.
+	Reader []string
 }
 
 // Session serves one tree. Its methods may be called from any goroutine; those
@@ -94,6 +98,7 @@ type Session struct {
 	upkeep    upkeep
 	watched   *watched // who changes the tree, while a command runs in a pinned one
 	writers   *writers // of the command that ran last, if the tree was pinned
+	orphans   []orphan // from the shell that is being closed
 
 	now   sync.Mutex // guards live
 	live  *shell.Shell

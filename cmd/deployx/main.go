@@ -161,7 +161,7 @@ batch and shell differ: see their help.`,
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "say nothing but errors")
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	c.AddCommand(a.runCmd(), a.batchCmd(), a.shellCmd(), a.logCmd(), a.showCmd(), a.diffCmd(), a.rollbackCmd(), a.redoCmd(),
-		a.commitCmd(), a.forgetCmd(), a.gcCmd(), a.keepCmd(), a.statusCmd(), a.doctorCmd(), a.versionCmd(), a.agentCmd(), a.installCmd(), a.uninstallCmd(), a.restoreCmd(), a.completionCmd())
+		a.commitCmd(), a.forgetCmd(), a.gcCmd(), a.keepCmd(), a.statusCmd(), a.doctorCmd(), a.versionCmd(), a.agentCmd(), a.installCmd(), a.uninstallCmd(), a.restoreCmd(), a.completionCmd(), a.lateOutputCmd())
 	a.completeFlags(c)
 	return c
 }

@@ -149,7 +149,8 @@ func strays(dir string) (found []string) {
 }
 
 // processesOf are processes with dir in their environment, which every shell of
-// a tree below it has. One that is just ending gets a moment.
+// a tree below it has, or their command line, which a reader of late output has.
+// One that is just ending gets a moment.
 func processesOf(dir string) (found map[int]string) {
 	for range 100 {
 		if found = lookFor(dir); len(found) == 0 {
@@ -169,10 +170,11 @@ func lookFor(dir string) map[int]string {
 	for _, p := range procs {
 		env, err := os.ReadFile(filepath.Join(p, "environ"))
 		pid, bad := strconv.Atoi(filepath.Base(p))
-		if errors.Join(err, bad) != nil || !strings.Contains(string(env), dir+"/") || pid == os.Getpid() {
+		cmd, err2 := os.ReadFile(filepath.Join(p, "cmdline"))
+		if errors.Join(err, bad, err2) != nil || len(cmd) == 0 || pid == os.Getpid() {
 			continue
 		}
-		if cmd, err := os.ReadFile(filepath.Join(p, "cmdline")); err == nil && len(cmd) > 0 {
+		if strings.Contains(string(env)+string(cmd), dir+"/") {
 			found[pid] = string(cmd)
 		}
 	}

@@ -178,6 +178,31 @@ func TestShellUndo(t *testing.T) {
 	p.ends(0)
 }
 
+// A job that keeps the terminal lives on after :quit, and prints to its command's output.
+func TestShellLateOutput(t *testing.T) {
+	p := sit(t)
+	top := filepath.Dir(filepath.Dir(p.tree))
+	p.does("(cd ..; until test -e go; do sleep 0.05; done; echo late; echo x >alive) &", `still running`)
+	p.types(":quit\r")
+	p.ends(0)
+	if err := os.WriteFile(filepath.Join(top, "srv", "go"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if !eventually(func() bool { _, err := os.Stat(filepath.Join(top, "srv", "alive")); return err == nil }) {
+		t.Error("the job is gone")
+	}
+	if left := processesOf(top); len(left) > 0 {
+		t.Errorf("left running: %v", left)
+	}
+	outputs, err := filepath.Glob(filepath.Join(top, "state", "trees", "*", "output", "*"))
+	if err != nil || len(outputs) != 1 {
+		t.Fatalf("outputs %v, %v", outputs, err)
+	}
+	if b, err := os.ReadFile(outputs[0]); err != nil || !strings.Contains(string(b), "late\r\n") {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
 func TestShellInterrupt(t *testing.T) {
 	p := sit(t)
 	p.types("echo never" + ctrlC)

@@ -223,6 +223,7 @@ func (a *app) open(ctx context.Context, t snapshot.Tree) (*session.Session, erro
 		MinFree: session.MinFree(f.minFree), KeepLast: f.keepLast, KeepBytes: int64(f.keepBytes),
 		Waiting: func(err error) { a.say("deployx: waiting: %v", err) },
 		Warn:    func(s string) { a.say("deployx: warning: %s", s) },
+		Reader:  []string{os.Args[0], lateOutput},
 	})
 }
 

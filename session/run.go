@@ -37,8 +37,8 @@ type Command struct {
 	// Started is called when the snapshot stands and the command is about to
 	// run. On an error it does not run: it is recorded as one that was not.
 	Started func(snapshot.Snapshot) error
-	// Done is called when the command's record is durable, before the layer for
-	// the next one is put in place.
+	// Done is called when the command's record is durable and the layer for what
+	// comes next is in place: what the caller writes then is not the command's.
 	Done func(Result)
 }
 
@@ -182,157 +182,8 @@ func (s *Session) nextLayer() snapshot.LayerID {
 	return id
 }
 
-// point prepares the open layer for a command: what others changed since the
-// last one is sealed as drift, and an open layer that belongs to a command
-// already is left behind, unless it is pinned.
-func (s *Session) point(ctx context.Context) (snapshot.Snapshot, error) {
-	p := snapshot.Snapshot{ID: snapshot.NewID(), Kind: snapshot.KindCommand}
-	if err := s.lookOnce(); err != nil {
-		return p, err
-	}
-	h := s.rec.Head()
-	if h.Open == "" {
-		if err := s.uncover(ctx); err != nil {
-			return p, err
-		}
-		h = s.rec.Head()
-	}
-	if err := s.seal(ctx, &p, h); err != nil {
-		return p, err
-	}
-	h = s.rec.Head()
-	p.Parent, p.Context = h.Snapshot, h.Context
-	return p, nil
-}
-
-// uncover shows a plain directory for the first time: an empty open layer.
-func (s *Session) uncover(ctx context.Context) error {
-	h := s.rec.Head()
-	h.Open = snapshot.NewLayerID()
-	v, err := s.rec.View(h)
-	if err != nil {
-		return err
-	}
-	if err := s.move(h); err != nil {
-		return err
-	}
-	t, err := s.drv.Show(ctx, v)
-	if err != nil {
-		h.Open = ""
-		return errors.Join(err, s.move(h))
-	}
-	s.found.Stale = t.Stale
-	return nil
-}
-
-// seal puts a fresh layer under a command if the open one is taken or dirty.
-// Under the policy share a pinned one is used again, and p says with whom; under
-// seal it is kept by a copy.
-func (s *Session) seal(ctx context.Context, p *snapshot.Snapshot, h snapshot.Head) error {
-	if h.Stands != nil {
-		holders, err := s.catchUp(ctx, false)
-		if p.ID = snapshot.NewID(); err != nil || len(holders) > 0 {
-			p.PinnedBy, p.Mode = holders, snapshot.ModeSealed
-			return err
-		}
-		h = s.rec.Head()
-	}
-	v, err := s.rec.View(h)
-	if err != nil {
-		return err
-	}
-	owned := s.owned(h)
-	dirty := owned
-	if !owned {
-		if dirty, err = s.drv.Dirty(ctx, v); err != nil {
-			return err
-		}
-	}
-	holders, err := s.pinned(ctx)
-	if err != nil || !dirty && len(holders) == 0 {
-		return err
-	}
-	if s.seals(h, holders) {
-		return s.sealPinned(ctx, p, holders)
-	}
-	if !dirty { // held, but nothing to split from: the layer is this command's
-		p.PinnedBy = holders
-		return nil
-	}
-	var entries []snapshot.Snapshot
-	if !owned {
-		drift, err := s.drift(ctx, h, v)
-		if err != nil {
-			return err
-		}
-		entries = append(entries, drift)
-		p.ID = snapshot.NewID() // sorts after the drift
-		h.Snapshot, h.Redo = drift.ID, nil
-	}
-	old := s.rec.Head()
-	if len(holders) == 0 {
-		h.Open, h.Stands = snapshot.NewLayerID(), nil
-	}
-	if err := s.commit(ctx, h, entries...); err != nil {
-		return err
-	}
-	if len(holders) == 0 {
-		if holders, err = s.pushFrom(ctx, old); err != nil {
-			return err
-		}
-	}
-	if s.seals(s.rec.Head(), holders) { // in the last moment
-		return s.sealPinned(ctx, p, holders)
-	}
-	if len(holders) > 0 {
-		p.PinnedBy = holders
-		p.SharedWith, err = s.sharer(h.Snapshot, old.Open)
-	}
-	return err
-}
-
 func (s *Session) commit(ctx context.Context, h snapshot.Head, entries ...snapshot.Snapshot) error {
 	return s.moved(s.sparing(func() error { return s.rec.Commit(h, s.flush(ctx), entries...) }))
-}
-
-// pushFrom shows the record's open layer above that of the old head. If that is
-// pinned after all, the record goes back to it, and its holders are returned.
-func (s *Session) pushFrom(ctx context.Context, old snapshot.Head) ([]snapshot.Holder, error) {
-	h := s.rec.Head()
-	v, err := s.rec.View(h)
-	if err != nil {
-		return nil, err
-	}
-	err = s.sparing(func() (err error) {
-		_, err = s.drv.Show(ctx, v)
-		return err
-	})
-	if err == nil {
-		return nil, s.forsake(ctx, old)
-	}
-	h.Open, h.Stands = old.Open, old.Stands
-	if e := s.move(h); e != nil {
-		return nil, errors.Join(err, e)
-	}
-	var busy *snapshot.Error
-	if errors.As(err, &busy) && busy.Code == snapshot.CodeTreeBusy {
-		return busy.Holders, nil
-	}
-	return nil, err
-}
-
-// sharer is the oldest entry, from id down, that uses the layer.
-func (s *Session) sharer(id snapshot.ID, layer snapshot.LayerID) (first snapshot.ID, err error) {
-	for e, err := range s.rec.Chain(id) {
-		if err != nil {
-			return "", err
-		}
-		if e.Layer != layer {
-			break
-		}
-		first = e.ID
-	}
-	return first, nil
 }
 
 // finish records a command that has ended, or been cut off, as the new head.
@@ -383,16 +234,20 @@ func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash stri
 		return p, fmt.Errorf("record command: %w", err)
 	}
 	crash.Point("session.recorded")
-	if s.doubt == nil {
-		done(p)
+	report := func() {
+		if s.doubt == nil {
+			done(p)
+		}
 	}
 	if h.Open == old.Open {
+		report()
 		if kept(h) {
 			s.afterwards("merge layers", s.maintain())
 		}
 		return p, nil
 	}
 	held, err := s.pushFrom(ctx, old)
+	report()
 	switch {
 	case err != nil:
 	case len(held) == 0:

@@ -99,7 +99,7 @@ func (w *watch) close() {
 func (w *watch) stop() (snapshot.Writers, error) {
 	w.wake.Write([]byte{0}) //nolint:errcheck // the reader is there
 	err := <-w.done
-	w.close()
+	w.d.gone.Go(w.close) // the kernel takes ten milliseconds and more to give marks up
 	return w.by, err
 }
 

@@ -42,6 +42,13 @@ func (r *rig) job(says string) snapshot.ID {
 	r.Helper()
 	gate, end := r.gate("gate"), r.gate("end")
 	res, _ := r.run("{ cd /; read x <" + gate + "; " + says + "; echo $? >" + gate + ".status; read x <" + end + "; } & echo early")
+	r.Cleanup(func() {
+		for _, p := range res.Survivors {
+			if r.Failed() { // else it has ended
+				_ = unix.Kill(p.PID, unix.SIGKILL)
+			}
+		}
+	})
 	if err := r.Session.Close(); err != nil {
 		r.Fatal(err)
 	}

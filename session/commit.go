@@ -53,11 +53,16 @@ func (s *Session) commitThrough(ctx context.Context, o CommitOptions, c *Committ
 			return err
 		}
 	}
+	if o.Through == "" {
+		if err := s.standAlone(ctx); err != nil {
+			return err
+		}
+	}
 	before := s.rec.Head()
 	if before.Stands != nil { // what is shown stands on other layers, and may lead into base by redirects
 		return &snapshot.Error{
 			Code: snapshot.CodeTreeBusy, Msg: "the tree is or was pinned, and shows a layer that has been sealed by copies",
-			Hint: "stop what holds it (deployx status), run a command, and commit then",
+			Hint: "stop what holds it (deployx status names it) and commit then, without --through",
 		}
 	}
 	top, err := s.committable(before, o.Through, c)

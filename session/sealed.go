@@ -163,6 +163,35 @@ func (s *Session) unpin(ctx context.Context, redo bool) ([]snapshot.Holder, erro
 	return nil, s.captureRest(ctx, redo)
 }
 
+// standAlone shows the layers of the entries in the place of those that the view
+// stands on since it was pinned. The open layer, empty or not, becomes an entry:
+// so nothing is lost that is written to it until the swap. It does nothing while
+// the tree is pinned.
+func (s *Session) standAlone(ctx context.Context) error {
+	old := s.rec.Head()
+	if old.Stands == nil || kept(old) {
+		return nil
+	}
+	v, err := s.rec.View(old)
+	if err != nil {
+		return err
+	}
+	d, err := s.drift(ctx, old, v)
+	if err != nil {
+		return err
+	}
+	h := s.rec.Head()
+	h.Snapshot, h.Open, h.Stands, h.Redo = d.ID, snapshot.NewLayerID(), nil, nil
+	if err := s.commit(ctx, h, d); err != nil {
+		return err
+	}
+	held, err := s.pushFrom(ctx, old)
+	if err == nil && len(held) > 0 {
+		err = busy(s.o.Tree.Path, held)
+	}
+	return err
+}
+
 // captureRest copies what was written to a layer that was pinned until it was
 // frozen: drift.
 func (s *Session) captureRest(ctx context.Context, redo bool) error {

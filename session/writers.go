@@ -5,6 +5,7 @@ import (
 	"path"
 	"slices"
 
+	"deployx/shell"
 	"deployx/snapshot"
 )
 
@@ -103,6 +104,8 @@ func (w *writers) only() func(string) bool {
 			p = path.Dir(p)
 			by, ok = w.by[p]
 		}
-		return !slices.ContainsFunc(by, func(tag int64) bool { return tag != 0 && tag != w.tag }) || slices.Contains(by, w.tag)
+		ours := func(tag int64) bool { return tag == w.tag || shell.Idle(tag) } // the shell may be idle again when it is looked at
+		others := func(tag int64) bool { return tag != 0 && !ours(tag) }
+		return !slices.ContainsFunc(by, others) || slices.ContainsFunc(by, ours)
 	}
 }

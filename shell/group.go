@@ -142,11 +142,12 @@ func (g *group) tag(pid int) {
 	}
 }
 
-// untag gives the idle shell a number that no process has, so that a watcher takes no
-// job for the running command's. g.slack stays that of the last command.
+// untag gives the idle shell a number that no process of a command has, so that a
+// watcher takes no job for the running command's. g.slack stays that of the last
+// command.
 func (g *group) untag(pid int) {
 	if g.slack != 0 {
-		os.WriteFile(slackPath(pid), strconv.AppendInt(nil, defaultSlack+1+tags.Add(1)%defaultSlack, 10), 0)
+		os.WriteFile(slackPath(pid), strconv.AppendInt(nil, idleSlack, 10), 0)
 	}
 }
 

@@ -7,12 +7,19 @@ set -- ${line##*) }
 [ "${20}" = "$begun" ] || exit 0
 kill -STOP "$shell"
 read -r tag </proc/$shell/timerslack_ns
-each() {
+told=
+each() { # to all that there are; SIGTERM once to each
 	found=
 	for p in $(list); do
 		[ "$p" != "$shell" ] && read -r t </proc/$p/timerslack_ns && [ "$t" = "$tag" ] || continue
 		found=1
-		for s; do kill -"$s" "$p"; done
+		for s; do
+			case $s,$told in
+			TERM,*" $p "*) continue ;;
+			TERM,*) told="$told $p " ;;
+			esac
+			kill -"$s" "$p"
+		done
 	done
 	[ "$found" ]
 }
@@ -24,13 +31,14 @@ list() {
 	fi
 }
 n=0
-if [ "$tag" ] && each STOP; then
-	each TERM CONT
-	while [ $n -lt 30 ] && each CONT; do
+# A tag of a command, see group.go; 50000 is everybody's. An idle shell ends by itself.
+if [ "${tag:-0}" -gt 50000 ] && [ "$tag" -le 100000 ]; then
+	each STOP
+	while [ $n -lt 30 ] && each TERM CONT; do # what was forked meanwhile too
 		sleep 0.1
 		n=$((n + 1))
 	done
 	while each KILL CONT; do sleep 0.1; done
-	kill -KILL "$shell"
+	kill -KILL "$shell" # between two commands of its text it may have had none
 fi
 kill -CONT "$shell"

@@ -210,12 +210,17 @@ func TestPinnedPolicies(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(r.tree, "b")); err == nil {
 		t.Error("the command ran")
 	}
-	go h.Wait() //nolint:errcheck // reaps it, or it would stay a zombie
+	reaped := make(chan struct{})
+	go func() {
+		defer close(reaped)
+		h.Wait() //nolint:errcheck // reaps it, or it would stay a zombie
+	}()
 	r.o.OnPinned = Stop
 	b, _ := r.run("echo b > b")
 	if len(b.Snapshot.PinnedBy) != 0 {
 		t.Errorf("stop: %+v", b.Snapshot)
 	}
+	<-reaped
 	r.rollback(b.Snapshot.ID)
 }
 

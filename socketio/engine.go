@@ -90,11 +90,14 @@ func (e *engine) open(ctx context.Context, name string, timeout time.Duration) e
 
 func (e *engine) openPolling(ctx context.Context, timeout time.Duration) error {
 	// The answer is read after this returns, so its context has to outlive
-	// it: only the wait is bounded here.
-	ctx, cancel := context.WithCancel(ctx)
+	// it, and ctx too, whose end begins an orderly close: only the wait is
+	// bounded here.
+	answer, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	timer := time.AfterFunc(timeout, cancel)
+	stop := context.AfterFunc(ctx, cancel)
 	poll := newPollTransport(e.client, e.address(Polling, ""), e.header, e.cfg)
-	f, err := poll.open(ctx)
+	f, err := poll.open(answer)
+	stop()
 	inTime := timer.Stop()
 	if err == nil || f.data != nil {
 		e.handshake, err = parseHandshake(f)

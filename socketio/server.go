@@ -203,7 +203,7 @@ func (s *Server) serveSession(w http.ResponseWriter, r *http.Request, transport,
 	c := s.sessions[sid]
 	s.mu.Unlock()
 	switch {
-	case c == nil:
+	case c == nil || c.ctx.Err() != nil: // it has ended, and is about to be forgotten
 		refuse(w, codeUnknownSession)
 	case transport == WebSocket:
 		c.upgrade(w, r)

@@ -129,6 +129,9 @@ func BenchmarkRollback(b *testing.B) {
 		{"50commands-100000files", "mkdir d$RANDOM$RANDOM; cd d$RANDOM$RANDOM 2>/dev/null || cd $(ls -td */ | head -1); touch $(seq 2000); cd ..", 50},
 	} {
 		b.Run(c.name, func(b *testing.B) {
+			if testing.Short() {
+				c.commands = min(c.commands, 5)
+			}
 			r := newRig(b)
 			r.run("echo base > base")
 			for range c.commands {

@@ -14,7 +14,10 @@ import (
 // modes it changed, beside `cp -al` of as many in the same run. The flush that a
 // commit ends with is in its time, and a flush is in that of cp too.
 func BenchmarkCommit(b *testing.B) {
-	const dirs, each = 1000, 100
+	dirs, each := 1000, 100
+	if testing.Short() {
+		dirs = 20
+	}
 	for _, change := range []string{"cp -a %s/. new", "cp -a %s/. new; chmod -R o-r old"} {
 		b.Run(change, func(b *testing.B) {
 			var commit, link time.Duration

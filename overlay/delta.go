@@ -3,6 +3,7 @@ package overlay
 import (
 	"errors"
 	"io/fs"
+	"maps"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -41,23 +42,27 @@ func (c *capture) different(x, y *entry, t *todo) ([]string, error) {
 		set[name] = true
 	}
 	if t.all {
-		a, b := apart(x, y)
-		for _, parts := range [][]part{a, b} {
-			names, err := (&mdir{parts: parts}).names(-1)
-			if err != nil {
-				return nil, err
-			}
-			for name := range names {
-				set[name] = true
-			}
+		if err := addDiffering(set, x, y); err != nil {
+			return nil, err
 		}
 	}
-	names := make([]string, 0, len(set))
-	for name := range set {
-		names = append(names, name)
+	return slices.Sorted(maps.Keys(set)), nil
+}
+
+// addDiffering adds the names that two directories do not have from the same
+// place.
+func addDiffering(set map[string]bool, x, y *entry) error {
+	a, b := apart(x, y)
+	for _, parts := range [][]part{a, b} {
+		names, err := (&mdir{parts: parts}).names(-1)
+		if err != nil {
+			return err
+		}
+		for name := range names {
+			set[name] = true
+		}
 	}
-	slices.Sort(names)
-	return names, nil
+	return nil
 }
 
 // apart are the parts that two directories do not have in common at the bottom.

@@ -85,28 +85,9 @@ func (m *mdir) close() {
 
 // view opens base, the layers of below, and those of layers above them, which
 // are the change; both oldest first.
-func (d *Driver) view(below, layers []snapshot.LayerID) (v *merged, err error) {
-	v = &merged{name: d.name}
-	defer func() {
-		if err != nil {
-			v.close()
-		}
-	}()
+func (d *Driver) view(below, layers []snapshot.LayerID) (*merged, error) {
 	units := d.units(layers)
-	v.split = len(units)
-	for _, u := range append(units, d.units(below)...) {
-		f, err := d.openUnit(u)
-		if err != nil {
-			return v, err
-		}
-		v.roots = append(v.roots, f)
-	}
-	base, err := d.openBase()
-	if err != nil {
-		return v, err
-	}
-	v.roots = append(v.roots, base)
-	return v, nil
+	return d.viewOf(len(units), units, d.units(below))
 }
 
 // below is the view without the change. It lives as long as v does.

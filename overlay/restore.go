@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -109,23 +110,11 @@ func (r *restore) directory(at *os.File, was, goal *entry, path string) error {
 
 // differing are the names that two directories do not have from the same place.
 func differing(was, goal *entry) ([]string, error) {
-	a, b := apart(goal, was)
 	set := map[string]bool{}
-	for _, parts := range [][]part{a, b} {
-		names, err := (&mdir{parts: parts}).names(-1)
-		if err != nil {
-			return nil, err
-		}
-		for name := range names {
-			set[name] = true
-		}
+	if err := addDiffering(set, goal, was); err != nil {
+		return nil, err
 	}
-	names := make([]string, 0, len(set))
-	for name := range set {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names, nil
+	return slices.Sorted(maps.Keys(set)), nil
 }
 
 // dressDir gives a directory the attributes that it is to have. Where both

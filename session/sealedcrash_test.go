@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -125,20 +126,11 @@ func firstAndLast(all []string) (points []string) {
 	}
 	for _, p := range all {
 		key, _, _ := strings.Cut(p, ":")
-		if last[key] == p && !contains(points, p) {
+		if last[key] == p && !slices.Contains(points, p) {
 			points = append(points, p)
 		}
 	}
 	return points
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }
 
 func sealedChild(dir, point string) error {

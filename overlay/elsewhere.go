@@ -38,27 +38,20 @@ func (d *Driver) Elsewhere(ctx context.Context) ([]snapshot.Holder, error) {
 	return d.elsewhere(ctx)
 }
 
-// refuseElsewhere looks while the next view is built, and says when asked.
-func (d *Driver) refuseElsewhere(ctx context.Context) (result func() error) {
-	var h []snapshot.Holder
-	var err error
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		h, err = d.elsewhere(ctx)
-	}()
-	return func() error {
-		<-done
-		if err != nil || len(h) == 0 {
-			return err
-		}
-		e := d.heldBy(h, nil)
-		e.Hint = "end these processes, or unmount what is mounted there (umount PATH)"
-		return e
+func (d *Driver) refuseElsewhere(ctx context.Context) error {
+	h, err := d.elsewhere(ctx)
+	if err != nil || len(h) == 0 {
+		return err
 	}
+	e := d.heldBy(h, nil)
+	e.Hint = "end these processes, or unmount what is mounted there (umount PATH)"
+	return e
 }
 
 func (d *Driver) elsewhere(ctx context.Context) ([]snapshot.Holder, error) {
+	if d.onlyHere() {
+		return nil, nil
+	}
 	for look := 1; ; look++ {
 		fixed, holds, err := d.otherMounts()
 		if err != nil {

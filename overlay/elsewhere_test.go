@@ -76,6 +76,9 @@ func TestElsewhere(t *testing.T) {
 			r := newSharedRig(t)
 			tell, stop := inNamespace(t, c.propagation, c.script, r.tree, filepath.Join(filepath.Dir(r.tree), "bind"))
 			r.write(1)
+			if only := r.d.onlyHere(); only != (c.says == "") && canListNamespaces() {
+				t.Errorf("the kernel's own list says %t", only)
+			}
 			h, err := r.d.Elsewhere(context.Background())
 			if err != nil {
 				t.Fatal(err)
@@ -118,6 +121,9 @@ func TestElsewhereBind(t *testing.T) {
 	if err := unix.Mount(r.tree, to, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}
+	if r.d.onlyHere() {
+		t.Error("the bind mount is not in the kernel's own list")
+	}
 	h, err := r.d.Elsewhere(context.Background())
 	if err != nil || len(h) != 1 || h[0].Path != to {
 		t.Error(h, err)
@@ -131,6 +137,35 @@ func TestElsewhereBind(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.show()
+}
+
+// canListNamespaces holds from Linux 6.12 on.
+func canListNamespaces() bool {
+	return eachNamespace(func(namespace) error { return errEnough }) == nil
+}
+
+// TestElsewhereHeldOpen: the kernel's own list sees a copy become held and idle again,
+// and asking unmounts nothing.
+func TestElsewhereHeldOpen(t *testing.T) {
+	testns.Need(t)
+	r := newSharedRig(t)
+	if !canListNamespaces() {
+		t.Skip("Linux before 6.12")
+	}
+	tell, _ := inNamespace(t, "slave", "")
+	if !r.d.onlyHere() {
+		t.Fatal("an idle copy is not seen as one")
+	}
+	tell("exec 7<" + r.tree + "/.; cd " + r.tree)
+	if r.d.onlyHere() {
+		t.Error("a copy that is held is taken for an idle one")
+	}
+	tell("cd /; exec 7<&-")
+	for range 3 {
+		if !r.d.onlyHere() {
+			t.Error("a copy that is idle again is not seen as one, or asking changed the answer")
+		}
+	}
 }
 
 // newSharedRig is a rig whose tree lies on a shared mount, as on a host with

@@ -40,7 +40,7 @@ func (d *Driver) Holders(ctx context.Context) ([]snapshot.Holder, error) {
 		return nil, err
 	}
 	for range holdLooks {
-		busy, err := d.probe()
+		busy, err := probe(d.tree)
 		if err != nil || !busy {
 			return nil, err
 		}
@@ -95,12 +95,12 @@ func (d *Driver) busy(ctx context.Context, cause error) error {
 // umount2(2) with MNT_EXPIRE marks an idle mount and says EAGAIN, and a second
 // such call would unmount it. So the mark is cleared before, in case a killed
 // process left it, and after.
-func (d *Driver) probe() (busy bool, err error) {
-	if err := d.touch(); err != nil {
+func probe(tree string) (busy bool, err error) {
+	if err := touch(tree); err != nil {
 		return false, err
 	}
-	err = unix.Unmount(d.tree, unix.MNT_EXPIRE|unix.UMOUNT_NOFOLLOW)
-	if e := d.touch(); e != nil {
+	err = unix.Unmount(tree, unix.MNT_EXPIRE|unix.UMOUNT_NOFOLLOW)
+	if e := touch(tree); e != nil {
 		return false, e
 	}
 	switch {
@@ -109,14 +109,14 @@ func (d *Driver) probe() (busy bool, err error) {
 	case errors.Is(err, unix.EBUSY):
 		return true, nil
 	case err == nil:
-		return false, fmt.Errorf("the expiry probe unmounted %q", d.tree)
+		return false, fmt.Errorf("the expiry probe unmounted %q", tree)
 	}
-	return false, &fs.PathError{Op: "umount2 MNT_EXPIRE", Path: d.tree, Err: err}
+	return false, &fs.PathError{Op: "umount2 MNT_EXPIRE", Path: tree, Err: err}
 }
 
 // touch opens and closes the root, which clears the expiry mark.
-func (d *Driver) touch() error {
-	f, err := openDir(d.tree)
+func touch(tree string) error {
+	f, err := openDir(tree)
 	if err != nil {
 		return err
 	}

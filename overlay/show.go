@@ -35,11 +35,6 @@ func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transiti
 	if err != nil {
 		return t, err
 	}
-	elsewhere := func() error { return nil }
-	if shown != "" {
-		elsewhere = d.refuseElsewhere(ctx)
-		defer elsewhere() //nolint:errcheck // waits
-	}
 	undo, err := d.prepare(v, shown)
 	if err != nil {
 		return t, err
@@ -54,8 +49,10 @@ func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transiti
 		return t, err
 	}
 	defer m.Close() //nolint:errcheck // a mount handle
-	if err := elsewhere(); err != nil {
-		return t, err
+	if shown != "" {
+		if err := d.refuseElsewhere(ctx); err != nil {
+			return t, err
+		}
 	}
 	crash.Point("overlay.built")
 	t.Swapped = true
@@ -332,7 +329,7 @@ func (d *Driver) Hide(ctx context.Context) error {
 		if err := d.refuseHolders(ctx); err != nil {
 			return err
 		}
-		if err := d.refuseElsewhere(ctx)(); err != nil {
+		if err := d.refuseElsewhere(ctx); err != nil {
 			return err
 		}
 		if err := d.hideTop(); err != nil {

@@ -31,8 +31,9 @@ func TestMain(m *testing.M) {
 type rig struct {
 	testing.TB
 	*Session
-	tree string
-	opts Options
+	tree   string
+	opts   Options
+	strict bool // a warning is an error
 }
 
 func newRig(t testing.TB) *rig { return newRigIn(t, t.TempDir()) }
@@ -64,7 +65,7 @@ func newRigWith(t testing.TB, dir, driver string) *rig {
 		State:      snapshot.NewState(state),
 		Tree:       snapshot.Tree{Path: r.tree, Driver: driver, Created: time.Now(), Store: ChooseStore(r.tree, state)},
 		OpenDriver: openDriver,
-		Warn:       func(s string) { t.Log("warning:", s) },
+		Warn:       r.warn,
 		Reader:     []string{os.Args[0], "late-output"},
 	}
 	if err := r.opts.State.Add(r.opts.Tree); err != nil {
@@ -81,6 +82,45 @@ func newRigWith(t testing.TB, dir, driver string) *rig {
 		}
 	})
 	return r
+}
+
+func (r *rig) warn(s string) {
+	if r.strict {
+		r.Error("warning:", s)
+	} else {
+		r.Log("warning:", s)
+	}
+}
+
+// newPlainRig is a rig in the plain layout: the tree is a mount of its own.
+func newPlainRig(t testing.TB) *rig {
+	testns.Need(t)
+	dir := t.TempDir()
+	tree := filepath.Join(dir, "srv", "app")
+	if err := os.MkdirAll(tree, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(tree, tree, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // after the rig's own
+		bases, _ := filepath.Glob(filepath.Join(dir, "state", "trees", "*", "layers", "base"))
+		for _, b := range bases {
+			unix.Unmount(b, unix.UMOUNT_NOFOLLOW) //nolint:errcheck // not mounted when the tree is plain
+		}
+	})
+	return newRigIn(t, dir)
+}
+
+// onLayouts runs a test in either layout; a warning fails it.
+func onLayouts(t *testing.T, f func(t *testing.T, r *rig)) {
+	for name, rig := range map[string]func(testing.TB) *rig{"subtree": newRig, "plain": newPlainRig} {
+		t.Run(name, func(t *testing.T) {
+			r := rig(t)
+			r.strict = true
+			f(t, r)
+		})
+	}
 }
 
 // reopen opens a second session, as another process would.

@@ -239,9 +239,9 @@ func (s *Session) goTo(ctx context.Context, from, to snapshot.Head, u *Undo, sta
 		if err != nil {
 			return errors.Join(err, s.move(from))
 		}
-		s.afterwards("give up what the view stood on", s.forsake(ctx, from))
-		u.Late, err = s.abandon(ctx, from, entries)
+		u.Late, err = s.abandon(ctx, from, entries) // while what it stood on is there
 		s.afterwards("give up the layer that was left", err)
+		s.afterwards("give up what the view stood on", s.forsake(ctx, from))
 		u.Late = u.Late || t.Late
 	}
 	u.Duration = time.Since(start)

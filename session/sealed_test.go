@@ -50,8 +50,9 @@ func (r *rig) same(what string, want treecmp.Picture) {
 
 // TestSealed: in a pinned tree each command is undone alone, the holder goes on,
 // and when it ends the old points are reached by a swap.
-func TestSealed(t *testing.T) {
-	r := newRig(t)
+func TestSealed(t *testing.T) { onLayouts(t, testSealed) }
+
+func testSealed(t *testing.T, r *rig) {
 	r.run("mkdir d; echo 0 > d/f; echo log > log")
 	p0 := picture(t, r.tree)
 	h := hold(t, filepath.Join(r.tree, "d"))
@@ -108,6 +109,36 @@ func TestSealed(t *testing.T) {
 	if h := r.rec.Head(); h.Stands != nil {
 		t.Errorf("%+v", h)
 	}
+}
+
+// TestSealedThenSwapped: a rollback in place, and one by a swap after the holder has
+// ended.
+func TestSealedThenSwapped(t *testing.T) { onLayouts(t, testSealedThenSwapped) }
+
+func testSealedThenSwapped(t *testing.T, r *rig) {
+	p0 := picture(t, r.tree)
+	one, _ := r.run("echo 1 > one")
+	p1 := picture(t, r.tree)
+	h := hold(t, r.tree)
+	two, _ := r.run("echo 2 > two")
+	if u := r.rollback(two.Snapshot.ID); !u.InPlace || len(u.Stale) > 0 {
+		t.Errorf("%+v", u)
+	}
+	r.same("before two", p1)
+	h.end()
+	if u := r.rollback(one.Snapshot.ID); u.InPlace || len(u.Stale) > 0 {
+		t.Errorf("%+v", u)
+	}
+	r.same("before one", p0)
+	hold(t, "/") // somebody who has nothing of the tree
+	u, err := r.Redo(context.Background(), 1, RollbackOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(u.Stale) > 0 {
+		t.Errorf("after a redo from a plain directory: %+v", u.Stale)
+	}
+	r.same("redo", p1)
 }
 
 // TestSealedDrift: what a holder writes between the commands has entries of its

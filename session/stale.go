@@ -66,8 +66,12 @@ func (s *Session) look() (g sight) {
 	if v, ok := s.drv.(snapshot.Viewer); ok && st.Mask&unix.STATX_MNT_ID_UNIQUE != 0 {
 		g.views = v.Views()
 	}
+	_, limit := s.drv.Depth(snapshot.View{})
+	if limit > 0 && s.rec.Head().Open == "" {
+		return g // a plain directory: there is no mount to know anybody by
+	}
 	g.mount, g.dev = st.Mnt_id, fmt.Sprintf(" %02x:%02x ", st.Dev_major, st.Dev_minor)
-	if _, limit := s.drv.Depth(snapshot.View{}); limit == 0 {
+	if limit == 0 {
 		g.taken = true
 		g.hands = g.find()
 	}

@@ -49,7 +49,6 @@ func (s *Shell) launch() (*process, error) {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", s.program, err), p.ctl.Close())
 	}
 	p.pid = p.cmd.Process.Pid
-	p.image = image(p.pid)
 	p.readers.Go(p.reap)
 	p.readers.Go(p.listen)
 	return p, nil
@@ -299,6 +298,7 @@ func (s *Shell) spawn(ctx context.Context, want Context) (Context, error) {
 		p.kill()
 		return nil, fmt.Errorf("restore shell: %w", err)
 	}
+	p.image = image(p.pid) // not before it answers: Start returns while the kernel still puts the arguments in place
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.proc, s.away = p, s.o.Away

@@ -58,6 +58,9 @@ func start(t testing.TB, o Options) *Shell {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if p := s.current(); p.image != image(p.pid) {
+		t.Errorf("shell taken for %q, is %q: its copies would be taken for programs", p.image, image(p.pid))
+	}
 	t.Cleanup(func() {
 		pid := s.PID()
 		if err := s.Close(); err != nil {

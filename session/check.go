@@ -42,15 +42,18 @@ func CheckTree(path, state string) (string, error) {
 	case inside(real, state):
 		return "", refuse("%q lies in the state directory %q", path, state)("choose another tree, or another --state")
 	}
+	if err := nested(real, state); err != nil {
+		return "", err
+	}
 	if err := foreign(real); err != nil {
 		return "", err
 	}
 	return real, mountsBelow(real)
 }
 
-func refuse(format string, args ...any) func(hint string) error {
-	return func(hint string) error {
-		return &snapshot.Error{Code: snapshot.CodeUnsupported, Msg: fmt.Sprintf(format, args...), Hint: hint}
+func refuse(format string, args ...any) func(hint string, args ...any) error {
+	return func(hint string, more ...any) error {
+		return &snapshot.Error{Code: snapshot.CodeUnsupported, Msg: fmt.Sprintf(format, args...), Hint: fmt.Sprintf(hint, more...)}
 	}
 }
 
@@ -69,15 +72,37 @@ func mounts(dir string) ([]*mountinfo.Info, error) {
 	return m, nil
 }
 
-// foreign refuses a tree that a deployx shows which keeps its record elsewhere.
+// nested refuses a tree within another one, or around it: a rollback of the outer
+// one would take the inner one's record and layers along.
+func nested(tree, state string) (refused error) {
+	err := snapshot.NewState(state).Each(func(t snapshot.Tree, err error) {
+		switch {
+		case err != nil || t.Path == tree: // one that cannot be read is its own users' business
+		case inside(tree, t.Path):
+			refused = refuse("%q lies in %q, which is a tree already", tree, t.Path)("use that one (--tree %q), or give it up first (deployx commit, deployx forget)", t.Path)
+		case inside(t.Path, tree):
+			refused = refuse("%q holds %q, which is a tree already", tree, t.Path)("use that one, or give it up first (deployx commit and deployx forget --tree %q)", t.Path)
+		}
+	})
+	return errors.Join(refused, err)
+}
+
+// foreign refuses a tree that a deployx shows which keeps its record elsewhere, or
+// that lies in one.
 func foreign(tree string) error {
-	found, err := mounts(tree)
-	for _, m := range found {
-		if m.Mountpoint == tree && strings.HasPrefix(m.Source, "deployx:") {
+	shown, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return !inside(tree, m.Mountpoint) || !strings.HasPrefix(m.Source, "deployx:"), false
+	})
+	if err != nil {
+		return fmt.Errorf("read mountinfo: %w", err)
+	}
+	for _, m := range shown {
+		if m.Mountpoint == tree {
 			return refuse("%q is shown by a deployx with another state directory", tree)("use that one (--state), or roll everything back there first")
 		}
+		return refuse("%q lies in %q, which is the tree of a deployx with another state directory", tree, m.Mountpoint)("use that tree (--state), or roll everything back there first")
 	}
-	return err
+	return nil
 }
 
 // mountsBelow refuses a tree with mounts below it. They can come at any time.

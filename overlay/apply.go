@@ -26,9 +26,11 @@ type commit struct {
 	trash    *os.File // see aside
 	staged   int
 	copies   map[inode]string // files that were copied, by their path in base
+	lost     bool             // something was left out, for it would have shown: see cover
 }
 
-func (c *commit) all(view *merged) error {
+// all commits a view. above is the cover, nil if nothing can show.
+func (c *commit) all(view *merged, above *cover) error {
 	root, err := view.root()
 	if err != nil {
 		return err
@@ -45,7 +47,7 @@ func (c *commit) all(view *merged) error {
 		return err
 	}
 	defer c.trash.Close() //nolint:errcheck // O_PATH
-	if err := c.directory(root, base, "."); err != nil {
+	if err := c.directory(root, base, ".", above); err != nil {
 		return err
 	}
 	c.tell(true)
@@ -66,7 +68,7 @@ func (c *commit) tell(end bool) {
 }
 
 // directory makes a directory of base what the view shows at its place.
-func (c *commit) directory(a *entry, to *os.File, path string) error {
+func (c *commit) directory(a *entry, to *os.File, path string, above *cover) error {
 	if err := c.ctx.Err(); err != nil {
 		return err
 	}
@@ -81,7 +83,7 @@ func (c *commit) directory(a *entry, to *os.File, path string) error {
 		}
 	}
 	for name := range names {
-		if err := c.name(a, target{to, name}, join(path, name)); err != nil {
+		if err := c.name(a, target{to, name}, join(path, name), above); err != nil {
 			return err
 		}
 		c.done++
@@ -104,7 +106,7 @@ func addNames(names map[string]bool, dir *os.File) error {
 	return err
 }
 
-func (c *commit) name(a *entry, to target, path string) error {
+func (c *commit) name(a *entry, to target, path string, above *cover) error {
 	e, err := a.dir.lookup(to.name, true)
 	if err != nil {
 		return err
@@ -117,7 +119,14 @@ func (c *commit) name(a *entry, to target, path string) error {
 	case e.layer >= c.split: // base's own
 		return nil
 	case e.dir != nil:
-		return c.enter(e, to, path)
+		return c.enter(e, to, path, above)
+	}
+	return c.within(above, to, func() error { return c.file(e, to, path) })
+}
+
+// file puts what is no directory into base.
+func (c *commit) file(e *entry, to target, path string) error {
+	switch {
 	case !e.meta:
 		return c.place(e, to, path)
 	case e.data == nil:
@@ -130,30 +139,53 @@ func (c *commit) name(a *entry, to target, path string) error {
 
 // enter makes a directory, if need be in the place of something else, and goes
 // into it.
-func (c *commit) enter(e *entry, to target, path string) error {
+func (c *commit) enter(e *entry, to target, path string, above *cover) error {
 	var st unix.Stat_t
 	err := unix.Fstatat(int(to.dir.Fd()), to.name, &st, unix.AT_SYMLINK_NOFOLLOW)
-	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		if err := to.remove(); err != nil {
-			return err
-		}
+	there := err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
+	inside, ok, err := c.below(above, to.name, !there)
+	defer func() { inside.close() }()
+	if err == nil && ok && !there {
+		ok, err = c.appear(above, to)
 	}
-	fresh := err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR
-	if fresh {
-		if err := unix.Mkdirat(int(to.dir.Fd()), to.name, 0o700); err != nil {
-			return to.failed("mkdir", err)
-		}
-		crash.Point("overlay.commit.mkdir")
+	if err != nil || !ok {
+		return err
 	}
 	sub, err := openAt(int(to.dir.Fd()), to.name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 	if err != nil {
 		return err
 	}
 	defer sub.Close() //nolint:errcheck // read only
-	if fresh && len(e.dir.parts) == 1 {
+	if !there && len(e.dir.parts) == 1 {
 		return c.graft(e.f, sub, path)
 	}
-	return c.directory(e, sub, path)
+	return c.directory(e, sub, path, inside)
+}
+
+// appear makes a directory, in the place of whatever is there; not ok if it
+// would show.
+func (c *commit) appear(above *cover, to target) (ok bool, err error) {
+	err = unix.Mkdirat(int(to.dir.Fd()), to.name, 0o700)
+	if errors.Is(err, unix.EEXIST) {
+		if err := to.remove(); err != nil {
+			return false, err
+		}
+		err = unix.Mkdirat(int(to.dir.Fd()), to.name, 0o700)
+	}
+	if err != nil {
+		return false, to.failed("mkdir", err)
+	}
+	crash.Point("overlay.commit.mkdir")
+	if above == nil {
+		return true, nil
+	}
+	if err := above.settle(); err != nil {
+		return false, err
+	}
+	if _, ok, err = c.below(above, to.name, true); err != nil || ok {
+		return ok, err
+	}
+	return false, to.remove()
 }
 
 // graft is directory where one layer alone has a part in it, and base nothing

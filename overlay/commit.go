@@ -126,7 +126,7 @@ func (d *Driver) Commit(ctx context.Context, layers []snapshot.LayerID, progress
 	if err := d.splitAt(layers[len(layers)-1]); err != nil {
 		return err
 	}
-	if err := d.refuseUnsettled(ctx, layers); err != nil {
+	if err := d.refuseParted(ctx, layers); err != nil {
 		return err
 	}
 	r, err := d.reach()
@@ -139,12 +139,20 @@ func (d *Driver) Commit(ctx context.Context, layers []snapshot.LayerID, progress
 		return err
 	}
 	defer view.close()
+	above, err := d.covering(ctx, r, layers)
+	if err != nil {
+		return err
+	}
+	defer above.close()
 	c := commit{ctx: ctx, reach: r, split: view.split, progress: progress, copies: map[inode]string{}}
 	if c.count(view) == 0 {
 		return nil // nothing was changed, not even the root
 	}
-	if err := c.all(view); err != nil {
+	if err := c.all(view, above); err != nil {
 		return fmt.Errorf("commit to base: %w", err)
+	}
+	if c.lost {
+		return changedMeanwhile(d.tree)
 	}
 	crash.Point("overlay.commit.applied")
 	d.bound = ""
@@ -162,9 +170,9 @@ func (d *Driver) splitAt(top snapshot.LayerID) error {
 	return d.giveUp() // what was prepared may stand on such a run
 }
 
-// refuseUnsettled makes sure that what the tree shows does not stand on what a
-// settled layer took the place of, nor on a run of committed and other layers.
-func (d *Driver) refuseUnsettled(ctx context.Context, layers []snapshot.LayerID) error {
+// refuseParted makes sure that what the tree shows does not stand on a run of
+// committed and other layers.
+func (d *Driver) refuseParted(ctx context.Context, layers []snapshot.LayerID) error {
 	open, err := d.Shown(ctx)
 	if err != nil || open == "" {
 		return err
@@ -173,21 +181,16 @@ func (d *Driver) refuseUnsettled(ctx context.Context, layers []snapshot.LayerID)
 	if err != nil {
 		return err
 	}
-	found := false
-	for _, of := range units {
+	for _, u := range units {
 		in := 0
-		for _, id := range of {
-			found = found || id == layers[0]
+		for _, id := range u.of {
 			if slices.Contains(layers, id) {
 				in++
 			}
 		}
-		if in != 0 && in != len(of) {
+		if in != 0 && in != len(u.of) {
 			return d.mustShowAnew()
 		}
-	}
-	if d.wasSettled(layers[0]) && !found {
-		return d.mustShowAnew()
 	}
 	return nil
 }
@@ -199,22 +202,35 @@ func (d *Driver) mustShowAnew() error {
 	}
 }
 
-// standsOn lists the layers of each unit that the mount with this open layer
-// stands on.
-func (d *Driver) standsOn(open snapshot.LayerID) (units [][]snapshot.LayerID, err error) {
+func changedMeanwhile(tree string) error {
+	return &snapshot.Error{
+		Code: snapshot.CodeTreeBusy, Msg: fmt.Sprintf("%q has been changed while it was committed, in what is committed", tree),
+		Hint: "what has changed must be sealed first",
+	}
+}
+
+// A stood is a unit that the mounted view stands on, and its layers.
+type stood struct {
+	unit
+	of []snapshot.LayerID
+}
+
+// standsOn lists what the mount with this open layer stands on, newest first.
+func (d *Driver) standsOn(open snapshot.LayerID) (units []stood, err error) {
 	b, err := os.ReadFile(d.dir(open, "below"))
 	if err != nil {
 		return nil, err
 	}
 	for name := range strings.FieldsSeq(string(b)) {
-		of, err := readRun(filepath.Join(d.layers, "merged", name))
-		if errors.Is(err, fs.ErrNotExist) {
-			of, err = []snapshot.LayerID{snapshot.LayerID(name)}, nil // a layer
+		dir := filepath.Join(d.layers, "merged", name)
+		of, err := readRun(dir)
+		if errors.Is(err, fs.ErrNotExist) { // a layer
+			dir, of, err = d.dir(snapshot.LayerID(name), ""), []snapshot.LayerID{snapshot.LayerID(name)}, nil
 		}
 		if err != nil {
 			return nil, err
 		}
-		units = append(units, of)
+		units = append(units, stood{unit{dir, len(of)}, of})
 	}
 	return units, nil
 }

@@ -214,8 +214,8 @@ func (m *mdir) names(limit int) (map[string]bool, error) {
 			return nil, err
 		}
 		entries, err := f.ReadDir(-1)
-		f.Close() //nolint:errcheck // read only
-		if err != nil {
+		f.Close()                                          //nolint:errcheck // read only
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // removed meanwhile (iterate_dir)
 			return nil, err
 		}
 		for _, e := range entries {

@@ -106,6 +106,9 @@ func (c *capture) names(dir *os.File) (names []string, err error) {
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
+		if errors.Is(err, unix.ENOENT) { // removed meanwhile (iterate_dir)
+			return names, nil
+		}
 		if err != nil {
 			return nil, &fs.PathError{Op: "getdents", Path: dir.Name(), Err: err}
 		}

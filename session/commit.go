@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -48,22 +49,15 @@ func (s *Session) Commit(ctx context.Context, o CommitOptions) (c Committed, err
 
 func (s *Session) commitThrough(ctx context.Context, o CommitOptions, c *Committed) error {
 	s.upkeep.end(upkeepGrace) // it reads base
-	if o.Through == "" && s.rec.Head().Open != "" {
-		if err := s.seal(ctx, &snapshot.Snapshot{}, s.rec.Head()); err != nil {
-			return err
-		}
-	}
-	if o.Through == "" {
-		if err := s.standAlone(ctx); err != nil {
+	all := o.Through == ""
+	if all && s.rec.Head().Open != "" {
+		if err := s.sealAll(ctx); err != nil {
 			return err
 		}
 	}
 	before := s.rec.Head()
-	if before.Stands != nil { // what is shown stands on other layers, and may lead into base by redirects
-		return &snapshot.Error{
-			Code: snapshot.CodeTreeBusy, Msg: "the tree is or was pinned, and shows a layer that has been sealed by copies",
-			Hint: "stop what holds it (deployx status names it) and commit then, without --through",
-		}
+	if err := s.refuseCopied(before, o.Through); err != nil {
+		return err
 	}
 	top, err := s.committable(before, o.Through, c)
 	if err != nil {
@@ -79,12 +73,49 @@ func (s *Session) commitThrough(ctx context.Context, o CommitOptions, c *Committ
 			if c.Paths = p.Files; o.Progress != nil {
 				o.Progress(p)
 			}
-		})
+		}, c, all)
 		if c.Pending = pinnedStill(err); err != nil && !c.Pending {
 			return err
 		}
 	}
-	return s.windUp(ctx, c, top != "")
+	if err := s.windUp(ctx, c, top != ""); err != nil || !all || c.Plain {
+		return err
+	}
+	h := s.rec.Head()
+	h.Retire = true
+	return s.move(h)
+}
+
+// sealAll makes entries of what is in the open layer: by a copy, if it is pinned.
+func (s *Session) sealAll(ctx context.Context) error {
+	if err := s.seal(ctx, &snapshot.Snapshot{}, s.rec.Head()); err != nil {
+		return err
+	}
+	err := s.standAlone(ctx)
+	if pinnedStill(err) { // in the last moment
+		err = s.seal(ctx, &snapshot.Snapshot{}, s.rec.Head())
+	}
+	return err
+}
+
+// refuseCopied refuses to commit copies of a pinned layer, but not all of them:
+// what a later one removes is not in that layer any more, so that nothing would
+// keep it from coming back into view.
+func (s *Session) refuseCopied(h snapshot.Head, through snapshot.ID) error {
+	if h.Stands == nil || through == "" {
+		return nil
+	}
+	layers, err := s.rec.Layers(through)
+	if err != nil {
+		return err
+	}
+	if n := len(layers); n <= len(h.Stands.Layers) && slices.Equal(layers, h.Stands.Layers[:n]) {
+		return nil
+	}
+	return &snapshot.Error{
+		Code: snapshot.CodeTreeBusy, Msg: fmt.Sprintf("the tree is or was pinned, and the layer of %s has been sealed by a copy", through),
+		Hint: "deployx commit without --through commits all; or stop what holds the tree (deployx status names it)",
+	}
 }
 
 // committable finds the entry through which to commit, and lists what is at or
@@ -159,7 +190,7 @@ func (s *Session) beginCommit(ctx context.Context, top snapshot.ID, c *Committed
 	if err != nil {
 		return fmt.Errorf("prepare commit: %w", err)
 	}
-	c.Undone = len(h.Redo) - len(kept)
+	c.Undone += len(h.Redo) - len(kept)
 	h.Redo, h.Committing = kept, top
 	if settled != "" {
 		h.Floor = &snapshot.Floor{Snapshot: top, Layer: settled}
@@ -185,19 +216,20 @@ func (s *Session) commitDurably(ctx context.Context, h snapshot.Head) error {
 	return s.doubt // nothing that cannot be taken back may follow
 }
 
+// commitTries bounds how often a commit takes in what changes meanwhile in a
+// pinned tree.
+const commitTries = 5
+
 // completeCommit gives base what the record says it gets, and then drops the
 // layers from the record. CodeTreeBusy if the tree has to be shown anew for that
-// and cannot be: then everything stays as it is, and it can be tried again.
-func (s *Session) completeCommit(ctx context.Context, progress func(snapshot.Progress)) error {
-	h := s.rec.Head()
-	layers, err := s.rec.Layers(h.Committing)
-	if err != nil {
-		return err
-	}
+// and cannot be: then everything stays as it is, and it can be tried again. If c
+// is to have all, so it gets what has changed meanwhile in a pinned tree.
+func (s *Session) completeCommit(ctx context.Context, progress func(snapshot.Progress), c *Committed, all bool) error {
 	committer, ok := s.drv.(snapshot.Committer)
 	if !ok {
 		return fmt.Errorf("the driver %s cannot commit", s.drv.Name())
 	}
+	h := s.rec.Head()
 	if h.Open != "" { // the driver then knows the view as the record has it
 		v, err := s.rec.View(h)
 		if err != nil {
@@ -210,15 +242,20 @@ func (s *Session) completeCommit(ctx context.Context, progress func(snapshot.Pro
 	if err := s.drv.Sync(ctx); err != nil { // the head too, if another process has moved it
 		return err
 	}
-	err = committer.Commit(ctx, layers, progress)
-	if pinnedStill(err) {
-		if err := s.showAnew(ctx); err != nil {
+	for try := 1; ; try++ {
+		layers, err := s.rec.Layers(s.rec.Head().Committing)
+		if err != nil {
 			return err
 		}
-		err = committer.Commit(ctx, layers, progress)
-	}
-	if err != nil {
-		return err
+		if err = committer.Commit(ctx, layers, progress); err == nil {
+			break
+		}
+		if pinnedStill(err) && try < commitTries {
+			err = s.makeWay(ctx, c, all)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	crash.Point("session.commit.applied")
 	h = s.rec.Head()
@@ -231,17 +268,44 @@ func (s *Session) completeCommit(ctx context.Context, progress func(snapshot.Pro
 	return nil
 }
 
+// makeWay shows a tree anew that stands in the way of a commit. If it is pinned,
+// and all is to be committed, what has changed since it was sealed goes along.
+func (s *Session) makeWay(ctx context.Context, c *Committed, all bool) error {
+	was := s.rec.Head().Snapshot
+	err := s.showAnew(ctx)
+	if err == nil {
+		err = s.standAlone(ctx)
+	}
+	if !pinnedStill(err) || !all || s.rec.Head().Snapshot == was {
+		return err
+	}
+	top, e := s.committable(s.rec.Head(), "", c)
+	if e != nil || top == "" {
+		return errors.Join(err, e)
+	}
+	return s.beginCommit(ctx, top, c)
+}
+
 func pinnedStill(err error) bool { return err != nil && snapshot.CodeOf(err) == snapshot.CodeTreeBusy }
 
-// resumeCommit goes on with a commit that was cut off. If it cannot the tree can
-// be worked on all the same.
+// resumeCommit goes on with a commit that was cut off, or could not end for the
+// tree was held. If it cannot the tree can be worked on all the same.
 func (s *Session) resumeCommit(ctx context.Context) {
-	if s.rec.Head().Committing == "" {
+	if h := s.rec.Head(); h.Committing != "" {
+		s.found.Committing = h.Committing
+		if err := s.completeCommit(ctx, nil, nil, false); err != nil {
+			s.o.Warn(fmt.Sprintf("the commit through %s is not finished yet: %v", h.Committing, err))
+		}
+	}
+	if h := s.rec.Head(); !h.Retire || h.Committing != "" {
 		return
 	}
-	s.found.Committing = s.rec.Head().Committing
-	if err := s.completeCommit(ctx, nil); err != nil {
-		s.o.Warn(fmt.Sprintf("the commit through %s is not finished yet: %v", s.found.Committing, err))
+	held, err := s.drv.Holders(ctx)
+	if err == nil && len(held) == 0 {
+		err = s.commitThrough(ctx, CommitOptions{}, &Committed{})
+	}
+	if err != nil {
+		s.o.Warn(fmt.Sprintf("the tree is not unmounted yet: %v", err))
 	}
 }
 
@@ -270,7 +334,7 @@ func (s *Session) windUp(ctx context.Context, c *Committed, dropped bool) (err e
 // is clean and nobody holds it. Otherwise the next swap does.
 func (s *Session) shorten(ctx context.Context, h snapshot.Head) error {
 	v, err := s.rec.View(h)
-	if err != nil || len(v.Layers) == 0 || s.owned(h) {
+	if err != nil || len(v.Layers) == 0 || s.owned(h) || h.Stands != nil {
 		return err
 	}
 	if depth, limit := s.drv.Depth(v); limit == 0 || depth == 0 {

@@ -25,15 +25,18 @@ import (
 	"deployx/snapshot"
 )
 
-// commitScript commits a part, works on, commits all, and forgets the tree, with
-// what is moved and what is not. A step that only commits leaves the tree as it
-// is; deadly ones are those whose points are died at.
-var commitScript = []struct {
+// A commitStep of a script; deadly ones are those whose points are died at.
+type commitStep struct {
 	name   string
 	do     func(*rig) error
 	to     int // commands that the tree shows afterwards
 	deadly bool
-}{
+}
+
+// commitScript commits a part, works on, commits all, and forgets the tree, with
+// what is moved and what is not. A step that only commits leaves the tree as it
+// is.
+var commitScript = []commitStep{
 	{"run 1", runNth(1), 1, false},
 	{"commit new files", commitAll, 1, true},
 	{"run 2", runNth(2), 2, false},
@@ -45,6 +48,29 @@ var commitScript = []struct {
 	{"run 4", runNth(3), 3, false},
 	{"commit what changed nothing more", commitOldest, 3, false},
 	{"forget", forget, 3, true},
+}
+
+// pinnedScript does it while a process holds the tree.
+var pinnedScript = []commitStep{
+	{"nothing", func(r *rig) error { return r.try("X=1") }, 0, false},
+	{"pin", pin, 0, false},
+	{"run 1", runNth(1), 1, false},
+	{"commit under a holder", commitAll, 1, true},
+	{"run 2", runNth(2), 2, false},
+	{"run 3", runNth(3), 3, false},
+	{"commit more", commitAll, 3, true},
+	{"let go", letGo, 3, false},
+	{"commit the rest", commitAll, 3, true},
+	{"forget", forget, 3, false},
+}
+
+const pinned = "pinned" // the overlay driver, and pinnedScript
+
+func commitScriptOf(driver string) []commitStep {
+	if driver == pinned {
+		return pinnedScript
+	}
+	return commitScript
 }
 
 func commitAll(r *rig) error {
@@ -84,7 +110,7 @@ func TestCommitCrashes(t *testing.T) {
 	}
 	testns.Need(t)
 	models := crashModels(t)
-	for _, driver := range []string{overlay.Name, fallback.Name} {
+	for _, driver := range []string{overlay.Name, pinned, fallback.Name} {
 		t.Run(driver, func(t *testing.T) {
 			points, died := commitPoints(t, driver), 0
 			for _, p := range points {
@@ -106,7 +132,9 @@ func TestCommitCrashes(t *testing.T) {
 func commitPoints(t *testing.T, driver string) (chosen []string) {
 	t.Helper()
 	dir := t.TempDir()
-	if err := commitChild(dir, driver, ""); err != nil {
+	err := commitChild(dir, driver, "")
+	letGo(&rig{TB: t, tree: filepath.Join(dir, "srv", "app")}) //nolint:errcheck // if it has failed
+	if err != nil {
 		t.Fatal(err)
 	}
 	b, err := os.ReadFile(filepath.Join(dir, "points"))
@@ -166,6 +194,7 @@ func playCommit(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := commitRig(t, dir, os.Getenv(envCommitDriver))
+	script := commitScriptOf(os.Getenv(envCommitDriver))
 	var mu sync.Mutex
 	hits, step := map[string]int{}, 0
 	crash.SetHook(func(name string) {
@@ -177,11 +206,11 @@ func playCommit(t *testing.T) {
 			unix.Kill(os.Getpid(), unix.SIGKILL) //nolint:errcheck // it does not return
 			select {}
 		}
-		if commitScript[step].deadly {
+		if script[step].deadly {
 			fmt.Fprintln(notes, point) //nolint:errcheck // the parent counts them
 		}
 	})
-	for i, s := range commitScript {
+	for i, s := range script {
 		mu.Lock()
 		step = i
 		clear(hits)
@@ -204,6 +233,9 @@ func commitRig(t *testing.T, dir, driver string) *rig {
 	r := &rig{TB: t, tree: filepath.Join(dir, "srv", "app")}
 	if err := os.MkdirAll(r.tree, 0o755); err != nil {
 		t.Fatal(err)
+	}
+	if driver == pinned {
+		driver = overlay.Name
 	}
 	state := filepath.Join(dir, "state")
 	r.opts = Options{
@@ -234,18 +266,24 @@ func dieInCommit(t *testing.T, driver, point string, models []treecmp.Picture) (
 	}
 	var i int
 	fmt.Sscan(string(b), &i) //nolint:errcheck // 0 is checked like any other
-	want := models[commitScript[i].to]
+	script := commitScriptOf(driver)
+	want := models[script[i].to]
+	r := &rig{TB: t, tree: filepath.Join(dir, "srv", "app")}
+	defer letGo(r) //nolint:errcheck // the end of the test
 	// The kill may have left the tree mounted, or half committed after a reboot:
 	// both must be got over.
 	if i%2 == 1 {
-		unmountAll(t, filepath.Join(dir, "srv", "app"))
+		if err := letGo(r); err != nil {
+			t.Fatal(err)
+		}
+		unmountAll(t, r.tree)
 	}
-	r := commitRig(t, dir, driver)
+	r = commitRig(t, dir, driver)
 	for n := range 2 {
 		if err := r.exclusively(context.Background(), func() error { return nil }); err != nil {
 			t.Fatal(err)
 		}
-		sameModel(t, fmt.Sprintf("opened %d times after a kill in %q", n+1, commitScript[i].name), want, r.tree)
+		sameModel(t, fmt.Sprintf("opened %d times after a kill in %q", n+1, script[i].name), want, r.tree)
 		if h := r.rec.Head(); h.Committing != "" || h.Replaced != "" {
 			t.Errorf("not finished: %+v", h)
 		}
@@ -256,6 +294,9 @@ func dieInCommit(t *testing.T, driver, point string, models []treecmp.Picture) (
 			t.Fatal(err)
 		}
 		r.reopen()
+	}
+	if err := letGo(r); err != nil {
+		t.Fatal(err)
 	}
 	goOnCommitting(t, r, want)
 	return died

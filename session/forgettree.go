@@ -86,7 +86,11 @@ func (s *Session) refuseForget(ctx context.Context, commit bool) error {
 	case err != nil:
 		return err
 	case len(held) > 0 && (commit || n == 0):
-		return busy(s.o.Tree.Path, held)
+		e.Code, e.Msg, e.Holders = snapshot.CodeTreeBusy, fmt.Sprintf("%q is held by running processes", s.o.Tree.Path), held
+		e.Hint = "stop them, or reboot, and call deployx forget again"
+		if commit {
+			e.Hint = "what was done is committed, as far as they allow: stop them, or reboot, and call deployx forget --commit again"
+		}
 	case n > 0:
 		e.Msg = fmt.Sprintf("%q has %d snapshots that are not committed", s.o.Tree.Path, n)
 	case h.Floor != nil && h.Floor.Layer != "":

@@ -1,15 +1,11 @@
 package session
 
-import (
-	"context"
-
-	"deployx/snapshot"
-)
+import "context"
 
 // Restored tells what Restore found, beside what is in Recovered.
 type Restored struct {
-	Layers int         // stacked, base included; 0: a plain directory
-	Commit snapshot.ID // a commit through this entry is not finished, see FinishCommit
+	Layers int  // stacked, base included; 0: a plain directory
+	Commit bool // a commit is not finished, see FinishCommit
 }
 
 // Restore makes the tree agree with the record, as every operation does first,
@@ -25,7 +21,7 @@ func (s *Session) Restore(ctx context.Context) (r Restored, err error) {
 		if err != nil {
 			return err
 		}
-		if r.Commit = h.Committing; h.Open != "" {
+		if r.Commit = h.Committing != "" || h.Retire; h.Open != "" {
 			r.Layers, _ = s.drv.Depth(v)
 		}
 		return nil
@@ -33,7 +29,8 @@ func (s *Session) Restore(ctx context.Context) (r Restored, err error) {
 	return r, err
 }
 
-// FinishCommit goes on with a commit that was cut off, if there is one. What
+// FinishCommit goes on with a commit that was cut off, if there is one, or that
+// could not unmount the tree. What
 // keeps it from that is warned of, and nothing is lost.
 func (s *Session) FinishCommit(ctx context.Context) error {
 	return s.exclusively(ctx, func() error { return nil })

@@ -215,6 +215,7 @@ func (s *Session) goTo(ctx context.Context, from, to snapshot.Head, u *Undo, sta
 		return err
 	}
 	s.dropShell()
+	to.Retire = false
 	var before sight
 	if changed {
 		inPlace, err := s.inPlace(ctx, from)

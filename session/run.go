@@ -226,7 +226,7 @@ func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash stri
 			h.Open, h.Stands = s.nextLayer(), nil
 		}
 	}
-	h.Snapshot, h.Context, h.Redo = p.ID, hash, nil
+	h.Snapshot, h.Context, h.Redo, h.Retire = p.ID, hash, nil, false
 	for i := range others {
 		others[i].Context, h.Snapshot = hash, others[i].ID
 	}

@@ -87,7 +87,7 @@ type Session struct {
 	seq      uint64     // of the head that the shell's context belongs to
 	looked   bool       // see lookOnce
 	undid    bool       // see settleCut
-	showOnly bool       // see Restore
+	showOnly bool       // see Restore, Close
 	// forgotten: there is nothing left to work on, see ForgetTree.
 	forgotten bool
 	reserved  bool  // see reserve
@@ -278,6 +278,7 @@ func (s *Session) Close() error {
 	if s.forgotten {
 		return nil
 	}
+	s.showOnly = true // no commit is gone on with
 	err := s.tidy(context.Background())
 	if e := s.drv.Close(); e != nil { // of work that nobody waited for, and that is begun again
 		s.o.Warn("upkeep: " + e.Error())
@@ -320,7 +321,7 @@ func (s *Session) settle(ctx context.Context) error {
 		return errors.Join(err, e)
 	}
 	old := h.Open
-	h.Open = ""
+	h.Open, h.Retire = "", false
 	if err := s.move(h); err != nil {
 		return err
 	}

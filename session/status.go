@@ -28,6 +28,7 @@ type Status struct {
 	Recovered *RecoveryNote     // the last time that something had to be put right
 	Stale     []snapshot.Holder // stand in base, below the mount
 	Commit    snapshot.ID       // a commit through this entry is not finished
+	Retire    bool              // all was to be committed, and the tree is held: see snapshot.Head
 }
 
 // Status looks at the tree and the record. It takes no lock and changes
@@ -74,7 +75,7 @@ func (s *Session) Status(ctx context.Context) (st Status, err error) {
 			return st, err
 		}
 	}
-	st.Commit = h.Committing
+	st.Commit, st.Retire = h.Committing, h.Retire
 	if d, ok := s.drv.(interface {
 		Stale(context.Context) ([]snapshot.Holder, error)
 	}); ok {

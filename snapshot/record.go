@@ -39,6 +39,10 @@ type Head struct {
 	Committing ID `json:"committing,omitempty"`
 	// Committed is the newest entry that is part of base.
 	Committed ID `json:"committed,omitempty"`
+	// Retire says that all was to be committed while a process held the tree: once
+	// none does, what is left is committed too and the tree unmounted. The next
+	// command or rollback takes that back.
+	Retire bool `json:"retire,omitempty"`
 	// Replaced is the open layer that Open took the place of while nothing was
 	// in it; what was written to it in the last moment is drift.
 	Replaced LayerID `json:"replaced,omitempty"`

@@ -27,8 +27,9 @@ again, with no mount.
 
 Killed or failed at any moment nothing is lost: the next deployx on this tree, or
 deployx commit, goes on with it. Processes that hold the tree do not hinder a
-commit, but what they write to stays to be committed later, and the mount stays
-until they end or the host is rebooted; they are named.
+commit, but the mount stays, with what they write from then on; they are named. A
+reboot commits that too and unmounts, and so does the next deployx command once
+they have ended, unless another command was run or something rolled back before.
 
 Exit status: 0 done, or as far as running processes allow; 1 refused or failed,
 and nothing is lost; 2 usage.`,
@@ -59,11 +60,11 @@ func (a *app) commit(ctx context.Context, through string) error {
 		if err := s.EmptyTrash(ctx); err != nil {
 			return err
 		}
-		return a.tellCommit(c)
+		return a.tellCommit(c, through == "")
 	})
 }
 
-func (a *app) tellCommit(c session.Committed) error {
+func (a *app) tellCommit(c session.Committed, all bool) error {
 	if a.json {
 		return a.encode(commitEvent(c))
 	}
@@ -81,10 +82,8 @@ func (a *app) tellCommit(c session.Committed) error {
 	for _, h := range c.PinnedBy {
 		a.say("deployx: held by %s (pid %d): %s %s", h.Name, h.PID, h.How, printable(h.Path))
 	}
-	if len(c.PinnedBy) > 0 && (c.Pending || c.Remaining == 0) {
-		a.say("deployx: stopping them or a reboot, and then deployx commit, finishes it")
-	} else if len(c.PinnedBy) > 0 {
-		a.say("deployx: what they write to is not committed: stop them, and then deployx commit")
+	if len(c.PinnedBy) > 0 && all {
+		a.say("deployx: a reboot finishes it, or stopping them and then the next deployx command on this tree, such as deployx commit")
 	}
 	switch {
 	case c.Plain:

@@ -48,7 +48,7 @@ func (a *app) restore(ctx context.Context) error {
 	show := func(t snapshot.Tree, err error) {
 		if err == nil {
 			var r session.Restored
-			if r, err = a.restoreTree(ctx, t); r.Commit != "" {
+			if r, err = a.restoreTree(ctx, t); r.Commit {
 				cut = append(cut, t)
 			}
 		}

@@ -47,6 +47,7 @@ type treeStatus struct {
 	PinnedBy  []snapshot.Holder `json:"pinned_by,omitempty"`
 	Stale     []snapshot.Holder `json:"stale,omitempty"`      // see the directory below the mount
 	Commit    snapshot.ID       `json:"committing,omitempty"` // a commit through this snapshot is not finished
+	Retire    bool              `json:"retire,omitempty"`     // all is committed, and the tree will be unmounted once nobody holds it
 	Store     string            `json:"store"`
 
 	Durability string                `json:"durability"` // of the newest command: full or fast
@@ -99,7 +100,7 @@ func (a *app) treeStatus(ctx context.Context, t snapshot.Tree) (out treeStatus, 
 			Path: t.Path, Driver: t.Driver, Store: t.Store,
 			Mounted: st.Mounted, Agrees: st.Agrees, Head: st.Head, Snapshots: st.Snapshots, Redo: st.Redo,
 			Layers: st.Layers, MaxLayers: st.MaxLayers, Drift: st.Drift, Running: st.Running, Disk: st.Disk, Derived: st.Derived, PinnedBy: st.PinnedBy,
-			Stale: st.Stale, Commit: st.Commit,
+			Stale: st.Stale, Commit: st.Commit, Retire: st.Retire,
 			Durability: "full", Kept: st.Kept, Trash: st.Trash, Recovered: st.Recovered != nil, Recovery: st.Recovered,
 		}
 		if st.Fast {
@@ -139,6 +140,9 @@ func (a *app) printStatus(st treeStatus) error {
 	}
 	for _, h := range st.Stale {
 		row("below it", "%s (pid %d): %s %s: it sees the directory as it was before it was mounted; restart it", h.Name, h.PID, h.How, printable(h.Path))
+	}
+	if st.Retire && st.Commit == "" {
+		row("commit", "the tree is held: once it is not, or after a reboot, the rest is committed and it is unmounted")
 	}
 	if st.Commit != "" {
 		row("commit", "through %s, not finished: the next command, or deployx commit, goes on with it", st.Commit)

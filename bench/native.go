@@ -13,8 +13,13 @@ import (
 	"deployx/snapshot"
 )
 
-// depth is what is mounted: base, sealed layers, and the open one above.
-const depth = 16
+// What is stacked below the open layer: base and sealed layers. With shallow it is
+// base alone, the least that overlayfs can be had with: what that costs is the
+// kernel's.
+const (
+	depth   = 16
+	shallow = 1
+)
 
 // A work is something that people do in a directory.
 type work struct {
@@ -37,8 +42,8 @@ func native(o options) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\nPrograms inside a tree of %d layers, beside a plain directory of the same filesystem: medians of %d rounds, in turns.\n\n", depth, o.rounds)
-	t := newTable("work", "filesystem", "plain", "tree", "ratio (median of rounds)", "in the layer")
+	fmt.Printf("\nPrograms inside a tree of %d layers, and of base alone below the open layer, beside a plain directory of the same filesystem: medians of %d rounds, in turns.\n\n", depth, o.rounds)
+	t := newTable("work", "filesystem", "plain", "tree", "ratio (median of rounds)", "ratio above base alone", "in the layer")
 	for _, w := range works(m) {
 		if !strings.HasPrefix(w.name, o.only) {
 			continue
@@ -64,28 +69,42 @@ func (w work) measure(o options, t table) (err error) {
 	}
 	defer func() { err = errors.Join(err, img.close()) }()
 	plain := img.path("plain")
-	d, err := newDeep(img, w)
-	if err != nil {
-		return err
+	var trees []*deep
+	defer func() {
+		for _, d := range trees {
+			err = errors.Join(err, d.close())
+		}
+	}()
+	for _, n := range []int{depth, shallow} {
+		d, err := newDeep(img, w, n)
+		if err != nil {
+			return err
+		}
+		trees = append(trees, d)
 	}
-	defer func() { err = errors.Join(err, d.close()) }()
 	if err := w.prepare(plain); err != nil {
 		return err
 	}
 	var a, b []time.Duration
-	var ratios []float64
+	ratios := make([][]float64, len(trees))
 	for range o.rounds {
 		x, err := w.round(img, plain, func() error { return w.restore(plain) })
 		if err != nil {
 			return err
 		}
-		y, err := w.round(img, d.tree, d.fresh)
-		if err != nil {
-			return err
+		a = append(a, x)
+		for i, d := range trees {
+			y, err := w.round(img, d.tree, d.fresh)
+			if err != nil {
+				return err
+			}
+			if i == 0 {
+				b = append(b, y)
+			}
+			ratios[i] = append(ratios[i], float64(y)/float64(x))
 		}
-		a, b, ratios = append(a, x), append(b, y), append(ratios, float64(y)/float64(x))
 	}
-	t.row(w.name, w.fs, short(median(a)), short(median(b)), fmt.Sprintf("%.2f", median(ratios)), bytes(d.grown))
+	t.row(w.name, w.fs, short(median(a)), short(median(b)), fmt.Sprintf("%.2f", median(ratios[0])), fmt.Sprintf("%.2f", median(ratios[1])), bytes(trees[0].grown))
 	return nil
 }
 
@@ -123,8 +142,9 @@ type deep struct {
 // newDeep makes the base and the layers. Each layer leaves a file in every
 // directory of the first two levels, so that all of them have parts in all
 // layers.
-func newDeep(img image, w work) (*deep, error) {
-	d := &deep{tree: img.path("srv", "tree"), state: img.path("state")}
+func newDeep(img image, w work, depth int) (*deep, error) {
+	at := fmt.Sprintf("layers-%d", depth)
+	d := &deep{tree: img.path(at, "srv", "tree"), state: img.path(at, "state")}
 	if err := w.prepare(d.tree); err != nil {
 		return nil, err
 	}

@@ -29,7 +29,9 @@ type Committed struct {
 type CommitOptions struct {
 	// Through is the newest entry to commit; "" commits all that is sealed or
 	// can be.
-	Through  snapshot.ID
+	Through snapshot.ID
+	// Force commits snapshots that are kept, too (Keep). They are not any more then.
+	Force    bool
 	Progress func(snapshot.Progress)
 }
 
@@ -64,6 +66,9 @@ func (s *Session) commitThrough(ctx context.Context, o CommitOptions, c *Committ
 		return err
 	}
 	if top != "" {
+		if err := s.refuseKept(top, o.Force); err != nil {
+			return err
+		}
 		if err := s.beginCommit(ctx, top, c); err != nil {
 			return err
 		}
@@ -157,6 +162,36 @@ func (s *Session) committable(h snapshot.Head, through snapshot.ID, c *Committed
 		c.Snapshots = append(c.Snapshots, e.ID)
 	}
 	return chain[at].ID, nil
+}
+
+// refuseKept refuses a commit through top that would take a kept snapshot: one
+// that it makes part of base, or that was rolled back and does not stand above.
+func (s *Session) refuseKept(top snapshot.ID, force bool) error {
+	ids, err := s.rec.Pinned()
+	if err != nil || force {
+		return err
+	}
+	for _, id := range ids {
+		above, parent := false, snapshot.ID("")
+		for e, err := range s.rec.Chain(id) {
+			if err != nil {
+				return err
+			}
+			if e.ID == id {
+				parent = e.Parent
+			}
+			above = above || e.Parent == top
+		}
+		if above {
+			continue
+		}
+		hint := "deployx keep --off " + string(id) + " lets it go, deployx commit --force commits all the same"
+		if parent != "" && !s.rec.Expired(parent) {
+			hint += ", --through " + string(parent) + " what is below it"
+		}
+		return &snapshot.Error{Code: snapshot.CodeUnsupported, Msg: fmt.Sprintf("snapshot %s is kept, and could not be rolled back to any more", id), Hint: hint}
+	}
+	return nil
 }
 
 func (s *Session) refuseOpen(id snapshot.ID) error {

@@ -40,6 +40,12 @@ func (s *Session) Keep(ctx context.Context, id snapshot.ID, off bool) error {
 		if _, err := s.rec.Snapshot(id); err != nil {
 			return err
 		}
+		if h := s.rec.Head(); h.Retire && !off { // what is left is not to be committed
+			h.Retire = false
+			if err := s.move(h); err != nil {
+				return err
+			}
+		}
 		return s.rec.Pin(id, off)
 	})
 }

@@ -16,6 +16,7 @@ import (
 
 func (a *app) commitCmd() *cobra.Command {
 	var through string
+	var force bool
 	c := &cobra.Command{
 		Use:   "commit",
 		Short: "Make what commands did part of the directory itself, for good",
@@ -24,6 +25,9 @@ snapshots up to and with that one, part of the directory itself. It can then no
 longer be rolled back; newer snapshots can. The tree shows the same all the time
 and may be in use. When nothing is left to roll back the tree is a plain directory
 again, with no mount.
+
+Refused where a snapshot that is kept (deployx keep) would go; --force commits it
+too.
 
 Killed or failed at any moment nothing is lost: the next deployx on this tree, or
 deployx commit, goes on with it. Processes that hold the tree do not hinder a
@@ -34,20 +38,21 @@ they have ended, unless another command was run or something rolled back before.
 Exit status: 0 done, or as far as running processes allow; 1 refused or failed,
 and nothing is lost; 2 usage.`,
 		Args: noArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return a.commit(c.Context(), through) },
+		RunE: func(c *cobra.Command, _ []string) error { return a.commit(c.Context(), through, force) },
 	}
 	c.Flags().StringVar(&through, "through", "", "the newest snapshot `id` to commit")
+	c.Flags().BoolVar(&force, "force", false, "commit snapshots that are kept, too")
 	a.session.register(c, false)
 	return c
 }
 
-func (a *app) commit(ctx context.Context, through string) error {
+func (a *app) commit(ctx context.Context, through string, force bool) error {
 	t, err := a.known()
 	if err != nil {
 		return err
 	}
 	return a.with(ctx, t, func(s *session.Session) error {
-		o := session.CommitOptions{Progress: a.counting()}
+		o := session.CommitOptions{Progress: a.counting(), Force: force}
 		if through != "" {
 			if o.Through, err = s.Record().Resolve(through); err != nil {
 				return err

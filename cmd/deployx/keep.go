@@ -18,7 +18,8 @@ func (a *app) keepCmd() *cobra.Command {
 		Short: "Keep a snapshot from expiring",
 		Long: `Keep a snapshot: it does not expire, so that it can be rolled back to until
 keep --off. All newer snapshots are kept with it, for they stand on it, and so is
-the space that they take. Without an ID: list those that are kept.
+the space that they take. Neither deployx gc nor, without --force, deployx commit
+takes it away. Without an ID: list those that are kept.
 
 Exit status: 0; 1 refused or failed; 2 usage.`,
 		Args: func(_ *cobra.Command, args []string) error {

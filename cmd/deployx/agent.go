@@ -15,6 +15,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"deployx/agent"
 	"deployx/session"
@@ -89,7 +90,8 @@ func (f *agentFlags) register(c *cobra.Command) {
 	fl.StringArrayVar(&f.trees, "also-tree", nil, "one more `directory` to serve, beside --tree")
 	fl.StringArrayVar(&f.allow, "allow-tree", nil, "a `directory` that requests may name; without any they may name all")
 	fl.StringVar(&f.signed, "require-signature", "", "do only what is signed by a public key in this PEM `file`")
-	fl.DurationVar(&f.o.Retention, "retention", 24*time.Hour, "let snapshots go that are older; negative keeps them")
+	fl.DurationVar(&f.o.Retention, "keep-for", 24*time.Hour, "let snapshots go that are older; negative keeps them")
+	fl.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName { return pflag.NormalizedName(renamed(name)) })
 	fl.DurationVar(&f.o.CleanupInterval, "cleanup-interval", time.Hour, "how often to look for those")
 	fl.DurationVar(&f.o.Grace, "grace", 30*time.Second, "at SIGTERM: how long running commands may go on")
 	fl.DurationVar(&f.o.FlushTimeout, "flush-timeout", 10*time.Second, "at SIGTERM: how long to try to deliver results")

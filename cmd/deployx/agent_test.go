@@ -49,7 +49,7 @@ grace = "7s"
 tree = "/srv/file"
 allow-tree = ["/a", "/b"]
 allow-plaintext = true
-retention = "48h"
+keep-for = "48h"
 `
 	t.Setenv("DEPLOYX_GRACE", "8s")
 	t.Setenv("DEPLOYX_RETENTION", "1h")
@@ -60,7 +60,7 @@ retention = "48h"
 		}
 		for name, want := range map[string]string{
 			"url": "https://from.file", "token-file": "/t", "tree": "/srv/file", "allow-plaintext": "true",
-			"grace": "8s", "retention": "2h0m0s", "log-format": "text",
+			"grace": "8s", "keep-for": "2h0m0s", "retention": "2h0m0s", "log-format": "text",
 		} {
 			if got := c.Flags().Lookup(name).Value.String(); got != want {
 				t.Errorf("%s: %s is %s, want %s", file, name, got, want)
@@ -74,6 +74,13 @@ retention = "48h"
 	c, err := agentOf(t, "a.yaml", yaml)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if got := c.Flags().Lookup("keep-for").Value.String(); got != "1h0m0s" {
+		t.Errorf("keep-for by its former name, from the environment: %s", got)
+	}
+	os.Unsetenv("DEPLOYX_RETENTION") //nolint:errcheck // Setenv puts it back
+	if c, err = agentOf(t, "a.yaml", yaml); err != nil || c.Flags().Lookup("keep-for").Value.String() != "48h0m0s" {
+		t.Errorf("keep-for by its former name, from the file: %v %v", c.Flags().Lookup("keep-for").Value, err)
 	}
 	if got, _ := c.Flags().GetStringArray("allow-tree"); !reflect.DeepEqual(got, []string{"/x", "/y z"}) {
 		t.Errorf("from the environment: %q", got)

@@ -36,6 +36,14 @@ func configureFrom(c *cobra.Command, file string, env func(string) (string, bool
 			return fmt.Errorf("config file: %w", err)
 		}
 	}
+	for name, v := range settings {
+		if now := renamed(name); now != name {
+			if _, ok := settings[now]; !ok {
+				settings[now] = v
+			}
+			delete(settings, name)
+		}
+	}
 	for name := range settings {
 		if f := c.Flags().Lookup(name); f == nil || name == "config" {
 			return fmt.Errorf("config file %s: there is no setting %q", file, name)
@@ -61,17 +69,36 @@ func parseSettings(file string, b []byte, into *map[string]any) error {
 	return err
 }
 
+// formerName is the name that a flag of the agent had before; "" if it had none.
+// It is still understood everywhere.
+func formerName(flag string) string {
+	if flag == "keep-for" {
+		return "retention"
+	}
+	return ""
+}
+
+// renamed is the name that a flag has now.
+func renamed(name string) string {
+	if name == formerName("keep-for") {
+		return "keep-for"
+	}
+	return name
+}
+
 // variable is the environment's name for a flag.
 func variable(flag string) string {
 	return "DEPLOYX_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
 func setFlag(c *cobra.Command, f *pflag.Flag, settings map[string]any, file string, env func(string) (string, bool)) error {
-	if v, ok := env(variable(f.Name)); ok {
-		if err := set(c, f, strings.Split(v, "\n")); err != nil {
-			return fmt.Errorf("%s: %w", variable(f.Name), err)
+	for _, name := range []string{f.Name, formerName(f.Name)} {
+		if v, ok := env(variable(name)); ok && name != "" {
+			if err := set(c, f, strings.Split(v, "\n")); err != nil {
+				return fmt.Errorf("%s: %w", variable(name), err)
+			}
+			return nil
 		}
-		return nil
 	}
 	v, ok := settings[f.Name]
 	if !ok {

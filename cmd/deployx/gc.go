@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"deployx/session"
 )
@@ -19,13 +20,13 @@ func (a *app) gcCmd() *cobra.Command {
 		Use:   "gc",
 		Short: "Let old snapshots expire and give their space back",
 		Long: `Let snapshots expire that are older than --keep-for, or not among the newest
---keep-last, or beyond what --max-bytes of layers hold: they can no longer be rolled back
+--keep-last, or beyond what --keep-bytes (or --max-bytes) of layers hold: they can no longer be rolled back
 to, but what their commands did stays, as one layer, and newer snapshots go on
 working. What was rolled back before that goes for good. The tree need not be
 idle and never leaves view; layers that the mounted tree still stands on go after
 the next command that changes something. A snapshot that is kept (deployx keep)
 does not expire, nor does what is newer. What is rolled back and can be redone
-counts for --max-bytes after what is applied, and goes first.
+counts for --keep-bytes after what is applied, and goes first.
 
 Exit status: 0 done; 1 refused or failed; 2 usage.`,
 		Args: noArgs,
@@ -38,7 +39,13 @@ Exit status: 0 done; 1 refused or failed; 2 usage.`,
 		},
 	}
 	c.Flags().IntVar(&keep.Last, "keep-last", 0, "keep only this `many` newest (0: any number)")
-	c.Flags().Var(&size, "max-bytes", "keep only the newest whose layers take no more than this (0: any number)")
+	c.Flags().SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		if name == "max-bytes" { // which bounds the copy driver elsewhere
+			name = "keep-bytes"
+		}
+		return pflag.NormalizedName(name)
+	})
+	c.Flags().Var(&size, "keep-bytes", "keep only the newest whose layers take no more than this (0: any number)")
 	c.Flags().DurationVar(&keep.Age, "keep-for", 24*time.Hour, "keep snapshots younger than this")
 	c.Flags().BoolVar(&dry, "dry-run", false, "tell what would be done and do nothing")
 	a.session.register(c, false)

@@ -151,6 +151,14 @@ func (p *prober) swap(m *os.File) {
 	err = attach(second, at, moveMountBeneath)
 	p.note("swap without a gap (MOVE_MOUNT_BENEATH, Linux 6.5)", err == nil, false,
 		orElse(text(err), "", "each swap shows base for some microseconds: "))
+	w := &watch{content: -1, names: -1}
+	err = w.open(at, p.dir)
+	w.close()
+	p.note("tell what services write during a command (fanotify)", err == nil, false,
+		orElse(text(err), "", "in a held tree it counts as the command's: "))
+	err = eachNamespace(func(namespace) error { return errEnough })
+	p.note("list copies of the mount (Linux 6.12)", err == nil, false,
+		orElse(text(err), "", "every process is looked at instead: "))
 	p.try("prove that nobody writes (read-only superblock)", freeze(m))
 }
 

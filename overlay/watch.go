@@ -47,7 +47,8 @@ func (d *Driver) Watch(v snapshot.View) (func() (snapshot.Writers, error), error
 		d: d, upper: filepath.Join(d.dir(v.Open, "u"), d.name), content: -1, names: -1, done: make(chan error, 1),
 		by: snapshot.Writers{}, slacks: map[int32]int64{}, dirs: map[string]string{},
 	}
-	if err := w.open(); err != nil {
+	err := w.open(d.tree, d.layers)
+	if err != nil {
 		w.close()
 		return nil, err
 	}
@@ -64,21 +65,23 @@ func (d *Driver) Watch(v snapshot.View) (func() (snapshot.Writers, error), error
 	return w.stop, nil
 }
 
-func (w *watch) open() (err error) {
+// open begins to watch the overlay that is shown on tree, and the filesystem of the
+// layers.
+func (w *watch) open(tree, layers string) (err error) {
 	const flags = unix.FAN_CLASS_NOTIF | unix.FAN_CLOEXEC | unix.FAN_NONBLOCK | unix.FAN_UNLIMITED_QUEUE
 	if w.content, err = unix.FanotifyInit(flags, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_LARGEFILE|unix.O_CLOEXEC); err != nil {
 		return os.NewSyscallError("fanotify_init", err)
 	}
-	if err = unix.FanotifyMark(w.content, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, contentEvents, unix.AT_FDCWD, w.d.tree); err != nil {
+	if err = unix.FanotifyMark(w.content, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, contentEvents, unix.AT_FDCWD, tree); err != nil {
 		return os.NewSyscallError("fanotify_mark tree", err)
 	}
 	if w.names, err = unix.FanotifyInit(flags|unix.FAN_REPORT_DFID_NAME, unix.O_RDONLY|unix.O_CLOEXEC); err != nil {
 		return os.NewSyscallError("fanotify_init names", err)
 	}
-	if err = unix.FanotifyMark(w.names, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, nameEvents, unix.AT_FDCWD, w.d.layers); err != nil {
+	if err = unix.FanotifyMark(w.names, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, nameEvents, unix.AT_FDCWD, layers); err != nil {
 		return os.NewSyscallError("fanotify_mark layers", err)
 	}
-	w.mount, err = os.Open(w.d.layers)
+	w.mount, err = os.Open(layers)
 	return err
 }
 

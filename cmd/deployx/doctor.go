@@ -1,7 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -53,6 +57,23 @@ func (a *app) doctor() error {
 	return err
 }
 
+// leaveNothing returns what removes the directories made to try things in: what is
+// not empty is not ours alone, and stays.
+func (a *app) leaveNothing(store string) func() {
+	var made []string
+	if store != a.stateDir() {
+		made = append(made, store, filepath.Dir(store)) // which is "trees", or ".deployx"
+	}
+	if _, err := os.Lstat(a.stateDir()); errors.Is(err, fs.ErrNotExist) {
+		made = append(made, a.stateDir())
+	}
+	return func() {
+		for _, dir := range made {
+			os.Remove(dir) //nolint:errcheck // see above
+		}
+	}
+}
+
 func (a *app) diagnose() (diagnosis, error) {
 	state := a.stateDir()
 	d := diagnosis{Store: state, Shells: shell.Installed(), Drivers: map[string][]snapshot.Check{}}
@@ -70,6 +91,7 @@ func (a *app) diagnose() (diagnosis, error) {
 		probed = d.Tree
 		d.Layout = overlay.LayoutFor(d.Tree, d.Store)
 	}
+	defer a.leaveNothing(d.Store)()
 	d.Drivers[overlay.Name] = overlay.Probe(probed, d.Store)
 	d.Drivers[fallback.Name] = fallback.Probe(probed, d.Store)
 	if d.Driver == "" {

@@ -23,6 +23,9 @@ var _ snapshot.Sealer = (*Driver)(nil)
 func (d *Driver) Capture(ctx context.Context, v snapshot.View, layers []snapshot.LayerID, into snapshot.LayerID, o snapshot.CaptureOptions) (changed bool, err error) {
 	d.indexMu.Lock()
 	defer d.indexMu.Unlock()
+	if err := d.joinShown(ctx, append(slices.Clone(v.Layers), v.Open)); err != nil {
+		return false, err
+	}
 	c, err := d.newCapture(ctx, v, layers, into, o)
 	if err != nil {
 		return false, err
@@ -52,15 +55,16 @@ var errDiffers = errors.New("differs")
 
 // A capture is one call of Capture.
 type capture struct {
-	ctx    context.Context
-	d      *Driver
-	only   func(string) bool
-	ix     *upperIndex
-	clock  stamp
-	after  *merged // what is shown; the live upper is its layer 0
-	before *merged // what the layers show
-	v      snapshot.View
-	layers []snapshot.LayerID
+	ctx     context.Context
+	d       *Driver
+	only    func(string) bool
+	ix      *upperIndex
+	clock   stamp
+	after   *merged // what is shown; the live upper is its layer 0
+	before  *merged // what the layers show
+	v       snapshot.View
+	layers  []snapshot.LayerID
+	indexed bool // the kernel keeps an index of the live upper's files
 
 	into    snapshot.LayerID
 	aside   string // the layer while it is being made
@@ -85,6 +89,8 @@ func (d *Driver) newCapture(ctx context.Context, v snapshot.View, layers []snaps
 	if c.only == nil {
 		c.only = func(string) bool { return true }
 	}
+	_, err = os.Lstat(d.indexDir(v.Open))
+	c.indexed = err == nil
 	c.ix = d.index(v.Open)
 	c.ix.holdsFor(layers)
 	return c, nil

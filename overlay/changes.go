@@ -18,6 +18,9 @@ func (d *Driver) Changes(ctx context.Context, below, layers []snapshot.LayerID, 
 	if len(layers) == 0 {
 		return nil
 	}
+	if err := d.joinShown(ctx, slices.Concat(below, layers)); err != nil {
+		return err
+	}
 	after, err := d.view(below, layers)
 	if err != nil {
 		return err

@@ -158,7 +158,11 @@ func (c *capture) leaf(a, b *entry, p *spot, name string) error {
 			return err
 		}
 		// One that got another name is kept anew with it, to be one file again.
-		linked := a.st.Nlink > 1 && a.st.Nlink != b.st.Nlink && a.st.Ino != b.st.Ino
+		links, err := c.links(a)
+		if err != nil {
+			return err
+		}
+		linked := links > 1 && links != b.st.Nlink && a.st.Ino != b.st.Ino
 		if kind == "" && !linked {
 			return nil
 		}
@@ -167,6 +171,19 @@ func (c *capture) leaf(a, b *entry, p *spot, name string) error {
 		}
 	}
 	return p.file(a, name)
+}
+
+// links counts the names of a file, without the one that the kernel keeps in the
+// live upper's index.
+func (c *capture) links(e *entry) (uint64, error) {
+	if e.layer != 0 || e.st.Nlink == 1 || !c.indexed {
+		return e.st.Nlink, nil
+	}
+	n, err := xattr(e.f, private+"nlink")
+	if n == nil || err != nil {
+		return e.st.Nlink, err
+	}
+	return e.st.Nlink - 1, nil
 }
 
 // compare tells how a file differs, "" if it does not.

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -34,11 +35,20 @@ type spec struct {
 	source      string
 	upper, work string // "" for a read-only view of the lowers
 	lowers      []string
+	index       bool // keep the names of a lower file together when it is copied up
 }
 
 // options that are passed explicitly because hosts differ in their defaults
 // (design.md, Options).
-var fixedOptions = [][2]string{{"redirect_dir", "on"}, {"metacopy", "on"}, {"index", "off"}, {"xino", "auto"}}
+var fixedOptions = [][2]string{{"redirect_dir", "on"}, {"metacopy", "on"}, {"xino", "auto"}}
+
+func (s *spec) options() [][2]string {
+	index := "off"
+	if s.index {
+		index = "on"
+	}
+	return append(slices.Clone(fixedOptions), [2]string{"index", index})
+}
 
 // newOverlay makes the superblock and a detached mount of it. No layer is
 // named by a path that the kernel would parse: `:`, `,`, `\` and length are of
@@ -133,7 +143,7 @@ func (f *features) configure(fd int, s spec, d specDirs) error {
 	if err := unix.FsconfigSetString(fd, "source", s.source); err != nil {
 		return explain(fd, "set source", err)
 	}
-	for _, o := range fixedOptions {
+	for _, o := range s.options() {
 		if err := unix.FsconfigSetString(fd, o[0], o[1]); err != nil {
 			return explain(fd, "set "+o[0], err)
 		}
@@ -192,7 +202,7 @@ func mountByString(s spec, d specDirs, stage string) (_ *os.File, err error) {
 	if d.upper != nil {
 		opts += ",upperdir=" + fdName(d.upper) + ",workdir=" + fdName(d.work)
 	}
-	for _, o := range fixedOptions {
+	for _, o := range s.options() {
 		opts += "," + o[0] + "=" + o[1]
 	}
 	if len(opts) >= os.Getpagesize()-1 {

@@ -29,8 +29,8 @@ func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transiti
 	if shown == "" {
 		raiseRedirectMax()
 		err = errors.Join(d.below.close(), d.checkTree())
-	} else {
-		err = d.refuseHolders(ctx)
+	} else if err = d.refuseHolders(ctx); err == nil {
+		err = d.joinShown(ctx, v.Layers)
 	}
 	if err != nil {
 		return t, err
@@ -197,7 +197,7 @@ func (d *Driver) build(v snapshot.View) (*os.File, error) {
 	if err := d.noteBelow(v.Open, units); err != nil {
 		return nil, err
 	}
-	m, err := d.has.newOverlay(s, d.stage())
+	m, err := d.mount(s)
 	if err != nil {
 		return nil, fmt.Errorf("mount %d layers on %q: %w", len(s.lowers), d.tree, err)
 	}
@@ -264,7 +264,7 @@ func (d *Driver) swap(ctx context.Context, m *os.File, old snapshot.LayerID) (la
 	}
 	crash.Point("overlay.frozen")
 	stillClean, err := emptyOr(d.dir(old, "u"))
-	return clean && !stillClean, err
+	return clean && !stillClean, errors.Join(err, os.RemoveAll(d.indexDir(old))) // its links would count as names
 }
 
 // replaceTop shows m instead of the mount on the tree. This is the one lazy

@@ -11,7 +11,7 @@ import (
 // Options leave differences out. The zero value leaves nothing out.
 type Options struct {
 	// AnyGroups and AnyNlink leave out which names are one file, and how many
-	// names it says it has: overlayfs splits hard links at copy-up (index=off).
+	// names it says it has: links in other layers count, too.
 	AnyGroups bool
 	AnyNlink  bool
 	// HoleSlack is by how many bytes the holes of two files may differ: copying

@@ -146,7 +146,7 @@ func (r *rig) compare() {
 	r.t.Helper()
 	want, got := r.picture(r.plain.root), r.picture(r.tree.root)
 	ds := treecmp.Diff(want, got, treecmp.Options{
-		AnyNlink: r.o.SplitsHardLinks, HoleSlack: holeSlack,
+		AnyNlink: r.o.CountsLayers, HoleSlack: holeSlack,
 		WantTime: r.plain.stepOf, GotTime: r.tree.stepOf,
 	})
 	if len(ds) > 0 {
@@ -158,7 +158,7 @@ func (r *rig) compare() {
 func (r *rig) same(when string, want treecmp.Picture) treecmp.Picture {
 	r.t.Helper()
 	got := r.picture(r.tree.root)
-	ds := treecmp.Diff(want, got, treecmp.Options{AnyNlink: r.o.SplitsHardLinks, HoleSlack: holeSlack})
+	ds := treecmp.Diff(want, got, treecmp.Options{AnyNlink: r.o.CountsLayers, HoleSlack: holeSlack})
 	if len(ds) > 0 {
 		r.t.Fatalf("%s: the tree is not what it was:\n%v", when, ds)
 	}

@@ -31,9 +31,11 @@ type Open func(t *testing.T, tree, state string) snapshot.Driver
 type Options struct {
 	// SplitsHardLinks: a file that has several names when a layer goes on top is
 	// from then on one file for each name, beginning with the first change
-	// through that name; and link counts are not kept. So overlayfs with
-	// index=off.
+	// through that name. So overlayfs with index=off.
 	SplitsHardLinks bool
+	// CountsLayers: link counts have the names that a file has in other layers in
+	// them.
+	CountsLayers bool
 	// NoWhiteoutDevices: a character device 0/0 cannot be made in the tree
 	// (EPERM), since it means "deleted" to overlayfs.
 	NoWhiteoutDevices bool

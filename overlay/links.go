@@ -1,0 +1,253 @@
+package overlay
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/snapshot"
+)
+
+// Hard links. With index=on (overlayfs.rst, "Inode properties") the kernel
+// copies a lower file that has several names up into one inode, which it keeps in
+// w/index under the lower file's handle: whoever changes it through one name sees
+// the change through all. The names that were not used stay in the lower layers
+// and lead there by the index, which belongs to this upper alone. So before the
+// layer becomes a lower, or is read as one, its files get the names that they lack:
+// join has the kernel copy those up too, through the mount, which makes a link and
+// leaves the times of the directory alone (ovl_link_up).
+//
+// The plain layout is without it: there the live upper becomes a lower, which
+// the kernel refuses with an index (EBUSY, ovl_report_in_use).
+
+// mount makes the superblock of s, with an index where that is to be had.
+func (d *Driver) mount(s spec) (*os.File, error) {
+	if d.name != "" {
+		if err := freshOrigin(s.upper); err != nil {
+			return nil, err
+		}
+		s.index = true
+	}
+	m, err := d.has.newOverlay(s, d.stage())
+	if s.index && (errors.Is(err, unix.ESTALE) || errors.Is(err, unix.EBUSY)) {
+		s.index = false
+		m, err = d.has.newOverlay(s, d.stage())
+	}
+	return m, err
+}
+
+// freshOrigin has the kernel forget on which lower an upper was mounted first
+// (ovl_verify_origin would refuse another with ESTALE): the layers below may have
+// been merged since, into the same inodes.
+func freshOrigin(upper string) error {
+	err := unix.Lremovexattr(upper, private+"origin")
+	if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP) {
+		return &fs.PathError{Op: "removexattr", Path: upper, Err: err}
+	}
+	return nil
+}
+
+// join gives the files of the shown open layer that have names in lower layers
+// only all of their names. It costs a look at an empty directory if no file with
+// more than one link was copied up. See aliases for what it costs else.
+func (d *Driver) join(ctx context.Context, open snapshot.LayerID) error {
+	if d.name == "" {
+		return nil
+	}
+	j, err := d.lacking(open)
+	if err != nil || len(j.names) == 0 {
+		return err
+	}
+	found, err := d.aliases(ctx, open, j)
+	if err != nil {
+		return err
+	}
+	if err := d.copyUp(found); err != nil {
+		return err
+	}
+	return d.noteJoined(open, j.names)
+}
+
+// joinShown is join for the shown layer, if it is among layers (oldest first).
+func (d *Driver) joinShown(ctx context.Context, layers []snapshot.LayerID) error {
+	open, err := d.Shown(ctx)
+	if err != nil || open == "" || !slices.Contains(layers, open) {
+		return err
+	}
+	return d.join(ctx, open)
+}
+
+// A joining is files of the open layer that may lack names.
+type joining struct {
+	names  []string // in the index
+	upper  map[inode]bool
+	lowers map[inode]bool
+}
+
+func (d *Driver) indexDir(open snapshot.LayerID) string {
+	return filepath.Join(d.dir(open, "w"), "index")
+}
+
+// joined is the file that lists what was searched for.
+func (d *Driver) joined(open snapshot.LayerID) string { return d.dir(open, "joined") }
+
+// lacking reads the index of the open layer: what has names that the upper has
+// not, as the kernel counts them, and was not searched for yet. Names of a lower
+// file only become fewer.
+func (d *Driver) lacking(open snapshot.LayerID) (j joining, err error) {
+	names, err := readNames(d.indexDir(open))
+	if err != nil || len(names) == 0 {
+		return j, err
+	}
+	done := map[string]bool{}
+	b, err := os.ReadFile(d.joined(open))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return j, err
+	}
+	for line := range strings.Lines(string(b)) {
+		done[strings.TrimSuffix(line, "\n")] = true
+	}
+	j.upper, j.lowers = map[inode]bool{}, map[inode]bool{}
+	for _, name := range names {
+		if !done[name] {
+			if err := d.lacks(open, name, &j); err != nil {
+				return j, err
+			}
+		}
+	}
+	return j, nil
+}
+
+func readNames(dir string) ([]string, error) {
+	f, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	names, err := f.Readdirnames(-1)
+	return names, errors.Join(err, f.Close())
+}
+
+// lacks adds an entry of the index to j, if its file lacks names: the kernel
+// keeps by how much their number differs from the upper's links, of which the
+// index has one (ovl_get_nlink).
+func (d *Driver) lacks(open snapshot.LayerID, name string, j *joining) error {
+	f, err := openAt(unix.AT_FDCWD, filepath.Join(d.indexDir(open), name), unix.O_PATH|unix.O_NOFOLLOW)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // O_PATH
+	n, err := xattr(f, private+"nlink")
+	if err != nil || bytes.HasPrefix(n, []byte("U-")) {
+		return err
+	}
+	lower, err := d.lowerOf(name)
+	if err != nil || lower == (inode{}) {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return &fs.PathError{Op: "fstat", Path: f.Name(), Err: err}
+	}
+	j.names = append(j.names, name)
+	j.upper[inode{st.Dev, st.Ino}], j.lowers[lower] = true, true
+	return nil
+}
+
+// lowerOf finds the lower file of an entry of the index, whose name is the
+// file's handle in hexadecimal (struct ovl_fb: version, magic, length, flags,
+// type, the file system's UUID, and the handle). Zero if it has gone.
+func (d *Driver) lowerOf(name string) (inode, error) {
+	const head = 5 + 16
+	b, err := hex.DecodeString(name)
+	if err != nil || len(b) <= head {
+		return inode{}, nil // a file that is being made
+	}
+	handle := unix.NewFileHandle(int32(b[4]), b[head:])
+	for _, dir := range []string{d.layers, d.base()} {
+		at, err := os.Open(dir)
+		if err != nil {
+			return inode{}, err
+		}
+		fd, err := unix.OpenByHandleAt(int(at.Fd()), handle, unix.O_PATH|unix.O_CLOEXEC)
+		at.Close() //nolint:errcheck // read only
+		if err != nil {
+			continue // another file system's, or gone
+		}
+		var st unix.Stat_t
+		err = unix.Fstat(fd, &st)
+		unix.Close(fd) //nolint:errcheck // O_PATH
+		if err != nil {
+			return inode{}, os.NewSyscallError("fstat", err)
+		}
+		return inode{st.Dev, st.Ino}, nil
+	}
+	return inode{}, nil
+}
+
+// copyUp has the kernel copy names of the tree up, by setting a time of access
+// to what it is. What others took away or replaced meanwhile needs nothing any
+// more, and what flags protect was not changed.
+func (d *Driver) copyUp(paths []string) error {
+	if len(paths) == 0 {
+		return nil
+	}
+	root, err := openDir(d.tree)
+	if err != nil {
+		return err
+	}
+	defer root.Close() //nolint:errcheck // O_PATH
+	how := unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	for _, path := range paths {
+		fd, err := unix.Openat2(int(root.Fd()), path, &how)
+		if err != nil {
+			if errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.EIO) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.EMFILE) {
+				return &fs.PathError{Op: "openat2", Path: path, Err: err}
+			}
+			continue
+		}
+		err = nudge(fd)
+		unix.Close(fd) //nolint:errcheck // O_PATH
+		if err != nil && !errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("link %q: %w", path, err)
+		}
+	}
+	return nil
+}
+
+func nudge(fd int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	times := []unix.Timespec{st.Atim, {Nsec: unix.UTIME_OMIT}}
+	return os.NewSyscallError("utimensat", unix.UtimesNanoAt(fd, "", times, unix.AT_EMPTY_PATH))
+}
+
+// noteJoined keeps what need not be searched for again. It is not synced: what
+// is lost is searched for.
+func (d *Driver) noteJoined(open snapshot.LayerID, names []string) error {
+	f, err := os.OpenFile(d.joined(open), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(strings.Join(names, "\n") + "\n")
+	return errors.Join(err, f.Close())
+}

@@ -16,6 +16,7 @@ type feed struct {
 	done chan struct{} // closed by the copier
 	halt func()        // ends a Read that waits; nil if there is no way
 	free func()        // after the copier's end
+	left []byte        // after stop: what was read and could not be written
 }
 
 // start waits for ready, copies r to f.w, then writes eof and closes f.w.
@@ -26,15 +27,34 @@ func (f *feed) start(r io.Reader, eof string, ready func()) *feed {
 		defer close(f.done)
 		defer f.w.Close()
 		ready()
-		// Only Writer's method is shown, so that no copy goes on inside ReadFrom.
-		if _, err := io.Copy(struct{ io.Writer }{f.w}, r); err == nil {
+		left, err := feedAll(f.w, r)
+		if err == nil {
 			io.WriteString(f.w, eof) // an error is the command's end
+		}
+		if f.halt != nil { // or nobody waits for this
+			f.left = left
 		}
 		if f.wait != nil {
 			f.wait.Read(make([]byte, 256)) // an inotify event; an error is the command's end
 		}
 	}()
 	return f
+}
+
+// feedAll copies r to w until its end, and returns what it could not write.
+func feedAll(w io.Writer, r io.Reader) (left []byte, err error) {
+	for buf := make([]byte, 32<<10); ; {
+		n, err := r.Read(buf)
+		if m, err := w.Write(buf[:n]); err != nil {
+			return buf[m:n], err
+		}
+		if errors.Is(err, io.EOF) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 }
 
 // stop ends the feed. A Read that cannot be ended goes on: what it returns is

@@ -143,6 +143,7 @@ func seekEnd(f *os.File) {
 func (st *streams) finish(s *Shell, c Command, drain time.Duration) (held bool) {
 	st.stopInputs()
 	if st.tty != nil {
+		st.giveBack(s, c.TTY)
 		st.tty.leave(s)
 	}
 	for _, p := range st.pipes {
@@ -161,6 +162,20 @@ func (st *streams) finish(s *Shell, c Command, drain time.Duration) (held bool) 
 		f()
 	}
 	return held
+}
+
+// giveBack is TTY.Unread: what the terminal has, and what did not get there.
+func (st *streams) giveBack(s *Shell, tty *TTY) {
+	if tty.Unread == nil || s.account != nil {
+		return
+	}
+	text := st.tty.unread()
+	for _, in := range st.inputs {
+		text = append(text, in.left...)
+	}
+	if len(text) > 0 {
+		tty.Unread(text)
+	}
 }
 
 func (st *streams) stopInputs() {

@@ -1,6 +1,7 @@
 package shell
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -21,6 +22,11 @@ type TTY struct {
 	Out    io.Writer   // what the terminal shows; nil is discarded
 	Size   Size        // at the start; zero is 24×80
 	Resize <-chan Size // later sizes; nil is none
+	// Unread takes, before Run returns, what was typed and the command left unread, as the
+	// terminal's line editing left it and without ^D; not called if that is nothing, or lost:
+	// what a Read that cannot be ended still brings, and all of it where the shell has
+	// another user (Options.User), who could put text there that nobody typed (TIOCSTI).
+	Unread func(p []byte)
 }
 
 // Size is that of a terminal window, in characters.
@@ -139,6 +145,35 @@ func (t *terminal) follow(sizes <-chan Size) {
 			return
 		}
 	}
+}
+
+// maxUnread is more than the kernel keeps for a terminal that nobody reads.
+const maxUnread = 64 << 10
+
+// unread takes what was typed from the terminal. Without ICANON, which decides when a
+// read gets it, that is also a line that has no end yet.
+func (t *terminal) unread() (text []byte) {
+	control(t.slave, func(fd int) error { // an error leaves nothing to be had
+		mode, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+		if err != nil {
+			return err
+		}
+		raw := *mode
+		raw.Lflag &^= unix.ICANON
+		raw.Cc[unix.VMIN], raw.Cc[unix.VTIME] = 0, 0 // what there is, at once
+		if err := unix.IoctlSetTermios(fd, unix.TCSETS, &raw); err != nil {
+			return err
+		}
+		for buf := make([]byte, 4096); len(text) < maxUnread; {
+			n, err := unix.Read(fd, buf)
+			if n <= 0 && err != unix.EINTR {
+				break
+			}
+			text = append(text, buf[:max(n, 0)]...)
+		}
+		return unix.IoctlSetTermios(fd, unix.TCSETS, mode) // a job may still use it
+	})
+	return bytes.ReplaceAll(text, []byte{0}, nil) // n_tty keeps a NUL for VEOF
 }
 
 // leave takes the terminal from the shell's session. Otherwise the next command,

@@ -45,7 +45,14 @@ func sit(t *testing.T, args ...string) *person {
 
 func (p *person) start(args ...string) {
 	p.t.Helper()
-	p.cmd = exec.Command("deployx", append([]string{"shell", "--tree", p.tree}, args...)...)
+	p.begin("deployx", append([]string{"shell", "--tree", p.tree}, args...)...)
+	p.sees(`\$ $`)
+}
+
+// begin starts a program at the terminal.
+func (p *person) begin(name string, args ...string) {
+	p.t.Helper()
+	p.cmd = exec.Command(name, args...)
 	p.cmd.Env = p.env
 	tty, err := pty.StartWithSize(p.cmd, &pty.Winsize{Rows: 40, Cols: 200})
 	if err != nil {
@@ -58,7 +65,6 @@ func (p *person) start(args ...string) {
 		<-p.over
 		_ = tty.Close()
 	})
-	p.sees(`\$ $`)
 }
 
 func (p *person) read(tty *os.File, over chan struct{}) {
@@ -287,6 +293,46 @@ func TestShellTerminal(t *testing.T) {
 	p.types("q")
 	p.sees(`(?s)0000000   q\n.*\$ $`)
 	p.types(ctrlD)
+	p.ends(0)
+}
+
+// What a command leaves unread is the next one's: whole lines, the beginning of one, and
+// what was typed before the command had its terminal.
+func TestShellTypeAhead(t *testing.T) {
+	p := sit(t)
+	p.types("touch there; until test -e go; do sleep 0.01; done; read a; echo \"<$a>\" >own\r")
+	p.waitsFor("there")
+	p.types("its own\recho one > one\recho two\b\b\bnine > ahead; echo ha")
+	p.sees(`echo ha$`)
+	if err := os.WriteFile(filepath.Join(p.tree, "go"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.waitsFor("one")
+	p.sees(`(?s)one > one.*\$ echo nine > ahead; echo ha$`)
+	p.types("lf\r")
+	p.sees(`(?s)\nhalf\n.*\$ $`)
+	for name, want := range map[string]string{"own": "<its own>\n", "one": "one\n", "ahead": "nine\n"} {
+		if got := p.file(name); got != want {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+	p.types(ctrlD)
+	p.ends(0)
+}
+
+// The same for a command on the terminal of another shell.
+func TestRunTypeAhead(t *testing.T) {
+	p := sit(t)
+	p.types(ctrlD)
+	p.ends(0)
+	p.begin("bash", "-c", `deployx run --tree "$0" --tty -- 'touch there; until test -e go; do sleep 0.01; done'; read -r a; echo "<$a>"`, p.tree)
+	p.waitsFor("there")
+	p.types("for the next\r")
+	p.sees(`for the next\n`)
+	if err := os.WriteFile(filepath.Join(p.tree, "go"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.sees(`<for the next>\n`)
 	p.ends(0)
 }
 

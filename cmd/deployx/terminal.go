@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"os"
 	"os/signal"
 
@@ -11,7 +12,8 @@ import (
 )
 
 // terminal gives a command a terminal of its own. Where we are on one, what is
-// typed goes there unchanged, and its size follows ours.
+// typed goes there unchanged, its size follows ours, and what the command leaves unread
+// comes back to ours.
 func (a *app) terminal(e *events) (*shell.TTY, func(), error) {
 	t := &shell.TTY{In: a.in, Out: a.out}
 	if a.json {
@@ -26,6 +28,7 @@ func (a *app) terminal(e *events) (*shell.TTY, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	t.Unread = func(p []byte) { typeAgain(fd, p) }
 	resize, winch, done := make(chan shell.Size), make(chan os.Signal, 1), make(chan struct{})
 	t.Resize = resize
 	signal.Notify(winch, unix.SIGWINCH)
@@ -54,6 +57,32 @@ func follow(fd int, winch <-chan os.Signal, resize chan<- shell.Size, done <-cha
 			return
 		case resize <- windowSize(fd):
 		}
+	}
+}
+
+// typeAgain puts text back into the terminal fd, which is in raw mode, before what was
+// typed since. Where the kernel does not let us (Linux 6.2: CAP_SYS_ADMIN or
+// dev.tty.legacy_tiocsti), or has no room (4 KiB), it is lost.
+func typeAgain(fd int, text []byte) {
+	for _, c := range append(text, waiting(fd)...) {
+		if unix.IoctlSetPointerInt(fd, unix.TIOCSTI, int(binary.NativeEndian.Uint32([]byte{c, 0, 0, 0}))) != nil {
+			return
+		}
+	}
+}
+
+// waiting reads what is in the terminal.
+func waiting(fd int) (text []byte) {
+	for buf := make([]byte, 4096); ; {
+		ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		if n, err := unix.Poll(ready, 0); n != 1 || err != nil || ready[0].Revents != unix.POLLIN {
+			return text
+		}
+		n, err := unix.Read(fd, buf)
+		if err != nil || n <= 0 {
+			return text
+		}
+		text = append(text, buf[:n]...)
 	}
 }
 

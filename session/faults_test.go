@@ -74,18 +74,25 @@ type faultOp struct {
 	prepare []func(*rig) error
 	do      func(*rig) error
 	runs    bool // a command: what it did stays when it cannot be recorded
+	ends    bool // it may have gone so far that nothing is known of the tree any more
+	later   bool // what comes next does it, if it has failed
 }
 
 var faultOps = []faultOp{
-	{"first run", nil, faultRun(0), true},
-	{"run", []func(*rig) error{faultRun(0)}, faultRun(1), true},
-	{"run over drift", []func(*rig) error{faultRun(0), faultDrift}, faultRun(1), true},
-	{"rollback", []func(*rig) error{faultRun(0), faultRun(1)}, back(1), false},
-	{"rollback of drift", []func(*rig) error{faultRun(0), faultRun(1), faultDrift}, faultBackAll, false},
-	{"rollback to base", []func(*rig) error{faultRun(0), faultRun(1)}, faultBackAll, false},
-	{"redo", []func(*rig) error{faultRun(0), faultRun(1), back(1)}, redo, false},
-	{"expire", []func(*rig) error{faultRun(0), faultRun(1), faultRun(2), back(1)}, faultExpire, false},
-	{"expire on a floor", []func(*rig) error{faultRun(0), faultRun(1)}, faultExpire, false},
+	{name: "first run", prepare: nil, do: faultRun(0), runs: true},
+	{name: "run", prepare: []func(*rig) error{faultRun(0)}, do: faultRun(1), runs: true},
+	{name: "run over drift", prepare: []func(*rig) error{faultRun(0), faultDrift}, do: faultRun(1), runs: true},
+	{name: "rollback", prepare: []func(*rig) error{faultRun(0), faultRun(1)}, do: back(1)},
+	{name: "rollback of drift", prepare: []func(*rig) error{faultRun(0), faultRun(1), faultDrift}, do: faultBackAll},
+	{name: "rollback to base", prepare: []func(*rig) error{faultRun(0), faultRun(1)}, do: faultBackAll},
+	{name: "redo", prepare: []func(*rig) error{faultRun(0), faultRun(1), back(1)}, do: redo},
+	{name: "expire", prepare: []func(*rig) error{faultRun(0), faultRun(1), faultRun(2), back(1)}, do: faultExpire},
+	{name: "expire on a floor", prepare: []func(*rig) error{faultRun(0), faultRun(1)}, do: faultExpire},
+	{name: "commit", prepare: []func(*rig) error{faultRun(0), faultRun(1)}, do: commitAll},
+	{name: "commit a part", prepare: []func(*rig) error{faultRun(0), faultRun(1), faultRun(2)}, do: commitOldest},
+	{name: "commit what others did", prepare: []func(*rig) error{faultRun(0), faultDrift}, do: commitAll},
+	{name: "restore", prepare: []func(*rig) error{faultRun(0), faultRun(1), faultBoot}, do: faultRestore, later: true},
+	{name: "forget", prepare: []func(*rig) error{faultRun(0), faultRun(1)}, do: forget, ends: true},
 }
 
 var faultCommands = []string{
@@ -125,6 +132,17 @@ func faultExpire(r *rig) error {
 	return err
 }
 
+func faultBoot(r *rig) error {
+	unmountAll(r.TB.(*testing.T), r.tree) //nolint:forcetypeassert // a test's
+	return nil
+}
+
+func faultRestore(r *rig) error {
+	_, err := r.Restore(context.Background())
+	r.showOnly = false
+	return err
+}
+
 // playFaults is the child.
 func playFaults(t *testing.T) {
 	dir, driver, _ := strings.Cut(os.Getenv(envFaults), " ")
@@ -152,6 +170,7 @@ func (f *faulty) each(t *testing.T, op faultOp) {
 	if err := op.do(f.rig); err != nil {
 		t.Fatal(err)
 	}
+	f.anew()
 	after := readFiles(t, f.tree)
 	step, n := faultStep()
 	for ; ; n += step {
@@ -165,6 +184,7 @@ func (f *faulty) each(t *testing.T, op faultOp) {
 		if e != nil {
 			t.Fatal(e)
 		}
+		f.anew()
 		if chosen == "" && err == nil {
 			t.Logf("%d calls", calls)
 			return
@@ -173,6 +193,21 @@ func (f *faulty) each(t *testing.T, op faultOp) {
 			t.Fatalf("call %d of %d, %s: %v", n, calls, chosen, err)
 		}
 	}
+}
+
+// anew makes a tree known again that was forgotten.
+func (f *faulty) anew() {
+	f.Helper()
+	if !f.forgotten {
+		return
+	}
+	if err := f.Session.Close(); err != nil {
+		f.Fatal(err)
+	}
+	if err := os.MkdirAll(f.opts.Tree.Store, 0o755); err != nil {
+		f.Fatal(err)
+	}
+	f.reopen()
 }
 
 // faultStep tells which calls fail: all in a soak, else every third, another
@@ -216,7 +251,7 @@ func (f *faulty) check(op faultOp, before treecmp.Picture, after files, head sna
 	now := f.onDisk()
 	took := err == nil || op.runs && isRan(err) || snapshot.IsUnconfirmed(err)
 	f.shows(op, before, after, took)
-	if !took && now.Snapshot != head.Snapshot && !f.isDrift(now.Snapshot) {
+	if !took && now.Snapshot != head.Snapshot && !f.isDrift(now.Snapshot) && !(op.ends && now.Snapshot == "") {
 		f.Errorf("the head has moved from %s to %s, and an error was reported", head.Snapshot, now.Snapshot)
 	}
 	f.noStrays()
@@ -229,7 +264,7 @@ func (f *faulty) check(op faultOp, before treecmp.Picture, after files, head sna
 	if err := f.try("X=1"); err != nil {
 		f.Errorf("the next command: %v", err)
 	}
-	f.shows(op, before, after, took)
+	f.shows(op, before, after, took || op.later)
 	if rec := f.second(); rec.Reshown || rec.Unfinished != "" {
 		f.Errorf("something was left to do: %+v", rec)
 	}

@@ -24,7 +24,7 @@ const (
 
 type note struct {
 	N       int
-	Op      string      // run, drift, rollback, redo, gc, reopen
+	Op      string      // run, drift, rollback, redo, gc, commit, forget, restore, reopen
 	Changes []change    `json:",omitempty"` // of run
 	Name    string      `json:",omitempty"` // of drift: a link that others make
 	To      snapshot.ID `json:",omitempty"` // of rollback: the head it leads to, if not to base
@@ -96,7 +96,8 @@ func (c *killerChild) note(n note) {
 }
 
 func (c *killerChild) choose() (note, func() error) {
-	switch c.cut.steer(c.n, c.rnd.IntN(20)) {
+	roll := c.cut.steer(c.n, c.rnd.IntN(26))
+	switch roll {
 	case 0, 1, 2, 3, 4:
 		if n, do := c.chooseRollback(); do != nil {
 			return n, do
@@ -129,6 +130,9 @@ func (c *killerChild) choose() (note, func() error) {
 			return err
 		}
 	}
+	if n, do := c.chooseCommit(roll); do != nil {
+		return n, do
+	}
 	n := note{Op: "run"}
 	text := []string{"cd " + c.tree}
 	for i := range c.rnd.IntN(5) {
@@ -143,6 +147,56 @@ func (c *killerChild) choose() (note, func() error) {
 		}
 		return err
 	}
+}
+
+// The rolls of chooseCommit.
+const (
+	rollCommit  = 20
+	rollThrough = 21
+	rollRestore = 23
+	rollForget  = 24
+)
+
+// chooseCommit picks what makes base another one, or shows it as after a boot; nil
+// if it is another's turn.
+func (c *killerChild) chooseCommit(roll int) (note, func() error) {
+	ctx := context.Background()
+	switch roll {
+	case rollCommit:
+		return note{Op: "commit"}, func() error { return commitAll(c.rig) }
+	case rollThrough, rollThrough + 1:
+		list := historyOf(c.TB.(*testing.T), c.rig)
+		if len(list) == 0 {
+			break
+		}
+		o := CommitOptions{Through: list[c.rnd.IntN(len(list))].ID}
+		return note{Op: "commit"}, func() error {
+			_, err := c.Commit(ctx, o)
+			return err
+		}
+	case rollRestore:
+		return note{Op: "restore"}, func() error {
+			if err := c.Session.Close(); err != nil {
+				return err
+			}
+			unmountAll(c.TB.(*testing.T), c.tree)
+			c.reopen()
+			_, err := c.Restore(ctx)
+			return errors.Join(err, c.FinishCommit(ctx))
+		}
+	case rollForget:
+		return note{Op: "forget"}, func() error {
+			if err := forget(c.rig); err != nil {
+				return err
+			}
+			err := errors.Join(c.Session.Close(), os.MkdirAll(c.opts.Tree.Store, 0o755))
+			if err == nil {
+				c.reopen()
+			}
+			return err
+		}
+	}
+	return note{}, nil
 }
 
 // chooseRollback picks an applied command; nil if there is none.

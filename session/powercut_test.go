@@ -78,6 +78,14 @@ func (c *cut) steer(n, roll int) int {
 		return 0
 	case c.in == "redo":
 		return 5
+	case c.in == "commit" && n%2 == 0:
+		return rollCommit + n/2%2
+	case c.in == "forget" && n%3 == 0:
+		return rollForget
+	case c.in == "restore" && n%2 == 0:
+		return rollRestore
+	case c.in != "":
+		return 19
 	}
 	return roll
 }
@@ -141,12 +149,16 @@ func cutMany(t *testing.T, driver, fs string, cuts int) {
 		}
 	}
 	t.Logf("cut in: %v", k.found)
-	for _, what := range []string{"run", "rollback", "redo", "gc", "unfinished"} {
+	for _, what := range []string{"run", "rollback", "redo", "gc", "commit", "forget", "restore", "unfinished"} {
 		if cuts >= 50 && k.found[what] == 0 {
 			t.Errorf("no cut in the middle of a %s", what)
 		}
 	}
 }
+
+// cutIn are the kinds of operation that cuts come in, in turn; "" is a command or
+// any.
+var cutIn = []string{"", "", "commit", "rollback", "redo", "gc", "commit", "restore", "forget"}
 
 // untilCut works on the tree until the power goes.
 func (k *killer) untilCut(rnd *rand.Rand, log string, round int) {
@@ -159,11 +171,13 @@ func (k *killer) untilCut(rnd *rand.Rand, log string, round int) {
 	c := &cut{dir: k.dir}
 	c.lines.Store(math.MaxInt32)
 	c.left.Store(math.MaxInt32)
-	switch c.in = []string{"", "", "rollback", "redo", "gc"}[round%5]; {
-	case round%5 == 0:
+	switch c.in = cutIn[round%len(cutIn)]; {
+	case round%len(cutIn) == 0:
 		c.lines.Store(1 + rnd.Int64N(8))
 	case c.in == "":
 		c.left.Store(1 + rnd.Int64N(80))
+	case c.in == "commit" || c.in == "forget":
+		c.left.Store(1 + rnd.Int64N(60))
 	default:
 		c.left.Store(1 + rnd.Int64N(15))
 	}

@@ -150,7 +150,7 @@ func cutMany(t *testing.T, driver, fs string, cuts int) {
 	}
 	t.Logf("cut in: %v", k.found)
 	for _, what := range []string{"run", "rollback", "redo", "gc", "commit", "forget", "restore", "unfinished"} {
-		if cuts >= 50 && k.found[what] == 0 {
+		if cuts >= 50 && k.found[what] == 0 && (what != "restore" || driver != fallback.Name) {
 			t.Errorf("no cut in the middle of a %s", what)
 		}
 	}
@@ -171,7 +171,10 @@ func (k *killer) untilCut(rnd *rand.Rand, log string, round int) {
 	c := &cut{dir: k.dir}
 	c.lines.Store(math.MaxInt32)
 	c.left.Store(math.MaxInt32)
-	switch c.in = cutIn[round%len(cutIn)]; {
+	if c.in = cutIn[round%len(cutIn)]; c.in == "restore" && k.driver == fallback.Name {
+		c.in = "" // there is nothing to show
+	}
+	switch {
 	case round%len(cutIn) == 0:
 		c.lines.Store(1 + rnd.Int64N(8))
 	case c.in == "":

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"deployx/internal/mounts"
 	"deployx/snapshot"
 )
 
@@ -134,6 +135,21 @@ func (d *Driver) close() error {
 
 // root opens the tree's own directory; what stands above it is trusted.
 func (d *Driver) root() (beneath, error) {
+	below, err := mounts.Below(d.opt.Tree)
+	if err != nil {
+		return beneath{}, err
+	}
+	return d.rootWithout(len(below) > 0)
+}
+
+// rootWithout is root, without what is mounted below it if that can be.
+func (d *Driver) rootWithout(mounts bool) (beneath, error) {
+	if mounts {
+		fd, err := d.uncovered()
+		if !mayNotClone(err) {
+			return beneath{fd, d.opt.hooks.steps}, err
+		}
+	}
 	fd, err := openAt(unix.AT_FDCWD, d.opt.Tree, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return beneath{}, sysError("open", d.opt.Tree, err)

@@ -24,7 +24,8 @@ func (d *Driver) recover(context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	root, err := d.root()
+	// A stage in the tree works on either mount, one in the state on its own only.
+	root, err := d.rootWithout(j.name != "")
 	if err != nil {
 		return err
 	}

@@ -74,6 +74,9 @@ func (d *Driver) restore(ctx context.Context, root beneath, net []change, v show
 	if err != nil {
 		return err
 	}
+	if err := d.refuseMounted(p); err != nil {
+		return err
+	}
 	j := &journal{id: d.ix.seq + 1, net: net, view: v}
 	s, err := d.openStage(root, j)
 	if err != nil {

@@ -34,6 +34,7 @@ type found struct {
 type scan struct {
 	root   beneath
 	dev    uint64
+	mount  uint64 // 0 before Linux 5.8
 	filter *filter
 	clock  stamp // taken before the first look: see racy
 	bar    *bar
@@ -78,7 +79,7 @@ func walk(ctx context.Context, root beneath, dir string, old *node, f *filter, b
 	if err != nil {
 		return nil, err
 	}
-	s := &scan{root: root, dev: top.dev, filter: f, clock: clock, bar: b, todo: []dirJob{{dir, old}}}
+	s := &scan{root: root, dev: top.dev, mount: top.mount, filter: f, clock: clock, bar: b, todo: []dirJob{{dir, old}}}
 	s.wake = sync.NewCond(&s.mu)
 	var wg sync.WaitGroup
 	for range workers() {
@@ -266,6 +267,9 @@ func (d *listing) entry(name string, old *node) error {
 			d.gone(old)
 		}
 		return nil
+	}
+	if st.mount != d.s.mount {
+		return otherFilesystem(path)
 	}
 	d.present++
 	if isDir {

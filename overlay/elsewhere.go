@@ -11,6 +11,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"deployx/internal/mounts"
 	"deployx/snapshot"
 )
 
@@ -74,7 +75,7 @@ func (d *Driver) otherMounts() (fixed []snapshot.Holder, holds []hold, err error
 	if err != nil {
 		return nil, nil, fmt.Errorf("read mountinfo: %w", err)
 	}
-	top, err := classicMountID(d.tree)
+	top, err := mounts.ID(d.tree)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -92,7 +93,7 @@ func (d *Driver) otherMounts() (fixed []snapshot.Holder, holds []hold, err error
 		return nil, nil, err
 	}
 	group := peerGroup(find(own, at.Parent))
-	s := scanner{dev: unix.Mkdev(uint32(at.Major), uint32(at.Minor)), tree: d.tree}
+	s := scanner{dev: unix.Mkdev(uint32(at.Major), uint32(at.Minor)), tree: d.tree, sub: &submounts{ids: map[uint64]bool{}}}
 	for _, pids := range spaces {
 		theirs, err := mountsOf(pids[0])
 		if err != nil {
@@ -104,6 +105,9 @@ func (d *Driver) otherMounts() (fixed []snapshot.Holder, holds []hold, err error
 			case !sameDevice(m, at):
 			case m.Mountpoint == d.tree && follows(find(theirs, m.Parent), group):
 				reached = true
+				for _, b := range mounts.On(theirs, m.ID, d.tree) {
+					s.sub.ids[uint64(b.ID)] = true
+				}
 			default:
 				fixed = append(fixed, snapshot.Holder{PID: pids[0], Name: comm(pids[0]), How: "a mount of the tree in a namespace of its own", Path: m.Mountpoint})
 			}

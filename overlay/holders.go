@@ -44,17 +44,23 @@ func (d *Driver) Holders(ctx context.Context) ([]snapshot.Holder, error) {
 		if err != nil || !busy {
 			return nil, err
 		}
-		if err := d.checkTree(); err != nil {
-			return nil, err // a mount below makes it busy too
+		sub, err := d.submountsNow() // which make it busy too
+		if err != nil {
+			return nil, err
 		}
-		holds, soft, err := d.scan()
+		stuck := sub.stuck()
+		sub.close()
+		if len(stuck) > 0 {
+			return stuck, nil
+		}
+		holds, soft, err := d.scan(sub)
 		if err != nil {
 			return nil, err
 		}
 		if stay := staying(holds); len(stay) > 0 {
 			return stay, nil
 		}
-		if len(holds) > 0 || soft {
+		if len(holds) > 0 || soft || len(sub.list) > 0 {
 			return nil, nil
 		}
 		time.Sleep(holdPause)
@@ -83,7 +89,11 @@ func (d *Driver) busy(ctx context.Context, cause error) error {
 	if !errors.Is(cause, unix.EBUSY) {
 		return cause
 	}
-	holds, _, err := d.scan()
+	sub, err := d.submountsNow()
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	holds, _, err := d.scan(sub)
 	var h []snapshot.Holder
 	for _, x := range holds {
 		h = append(h, x.Holder)
@@ -143,12 +153,12 @@ func fdInfo(link string) string {
 
 // scan looks through every process for holds of the tree's mount. soft tells
 // whether there are holds that do not matter.
-func (d *Driver) scan() (hard []hold, soft bool, err error) {
+func (d *Driver) scan(sub *submounts) (hard []hold, soft bool, err error) {
 	ids, dev, err := d.ownMounts()
 	if err != nil {
 		return nil, false, err
 	}
-	s := scanner{ids: ids, dev: dev, tree: d.tree}
+	s := scanner{ids: ids, dev: dev, tree: d.tree, sub: sub}
 	pids, err := processes()
 	if err != nil {
 		return nil, false, err
@@ -182,20 +192,23 @@ type scanner struct {
 	ids  map[uint64]bool
 	dev  uint64
 	tree string
+	sub  *submounts
 	hard []hold
 	soft bool
 }
 
-// process looks at one process. One that ends meanwhile holds nothing.
+// process looks at one process. One that ends meanwhile holds nothing. A
+// directory in a mount below the tree is a hold too: that mount comes along as a
+// clone, and the way from there to what is mounted around it would be lost.
 func (s *scanner) process(pid int) {
 	dir := "/proc/" + strconv.Itoa(pid)
 	for _, what := range []string{"cwd", "root"} {
-		if st, ok := s.ours(dir + "/" + what); ok {
+		if st, ok := s.ours(dir + "/" + what); ok || s.sub.ids[st.Mnt_id] {
 			s.add(pid, what, dir+"/"+what, st)
 		}
 	}
 	for _, link := range descriptors(pid) {
-		if st, ok := s.ours(link); ok {
+		if st, ok := s.ours(link); ok || s.sub.ids[st.Mnt_id] && st.Mode&unix.S_IFMT == unix.S_IFDIR {
 			s.descriptor(pid, link, st)
 		}
 	}

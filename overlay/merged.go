@@ -119,7 +119,12 @@ func (d *Driver) openBase() (*os.File, error) {
 		if _, err := os.Lstat(d.base()); err == nil && !sameMount(d.base(), d.layers) {
 			return openDir(d.base())
 		}
-		return openDir(d.tree)
+		clone, err := openTree(unix.AT_FDCWD, d.tree, unix.OPEN_TREE_CLONE) // without what is mounted below it
+		if err != nil {
+			return nil, err
+		}
+		defer d.letGo(clone)
+		return openAt(int(clone.Fd()), ".", unix.O_PATH|unix.O_DIRECTORY)
 	}
 	d.below.mu.Lock()
 	defer d.below.mu.Unlock()

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"deployx/internal/crash"
+	"deployx/internal/mounts"
 )
 
 // moveMountBeneath is MOVE_MOUNT_BENEATH of linux/mount.h (kernel 6.5).
@@ -24,10 +25,11 @@ type features struct {
 	lowerdir bool // one lowerdir+ per layer, 6.5 (else mount(2) with a bounded string)
 	beneath  bool // MOVE_MOUNT_BENEATH, 6.5
 	cloneAny bool // open_tree clones of a mount that is attached nowhere, 6.15
+	loadAny  bool // mounts can be attached to one that is attached nowhere, 6.15
 }
 
 func allFeatures() features {
-	return features{lowerFD: true, lowerdir: true, beneath: true, cloneAny: true}
+	return features{lowerFD: true, lowerdir: true, beneath: true, cloneAny: true, loadAny: true}
 }
 
 // spec is an overlay superblock to make: lowers newest first.
@@ -258,6 +260,15 @@ func clearStage(stage string) error {
 		return nil
 	}
 	for !sameMount(stage, filepath.Dir(stage)) {
+		below, err := mounts.Below(stage)
+		if err != nil {
+			return err
+		}
+		for _, m := range slices.Backward(below) {
+			if err := unix.Unmount(m.Mountpoint, unix.UMOUNT_NOFOLLOW); err != nil {
+				return &fs.PathError{Op: "umount", Path: m.Mountpoint, Err: err}
+			}
+		}
 		if err := unix.Unmount(stage, unix.UMOUNT_NOFOLLOW); err != nil {
 			return &fs.PathError{Op: "umount", Path: stage, Err: err}
 		}

@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"deployx/internal/mounts"
 	"deployx/snapshot"
 )
 
@@ -20,16 +22,16 @@ const sourcePrefix = "deployx:"
 // not ours. One of ours that has been mounted over by others is an error: what
 // the tree shows is then not what the record says.
 func topSource(tree string) (snapshot.LayerID, error) {
-	top, err := classicMountID(tree)
+	top, err := mounts.ID(tree)
 	if err != nil {
 		return "", err
 	}
-	mounts, err := mountinfo.GetMounts(exactly(tree))
+	found, err := mountinfo.GetMounts(exactly(tree))
 	if err != nil {
 		return "", fmt.Errorf("read mountinfo: %w", err)
 	}
 	covered := false
-	for _, m := range mounts {
+	for _, m := range found {
 		id, ours := strings.CutPrefix(m.Source, sourcePrefix)
 		ours = ours && m.FSType == "overlay"
 		if ours && m.ID == top {
@@ -53,51 +55,28 @@ func exactly(path string) mountinfo.FilterFunc {
 	return func(m *mountinfo.Info) (skip, stop bool) { return m.Mountpoint != path, false }
 }
 
-// classicMountID is the id that mountinfo prints, which may be used again after
-// an unmount.
-func classicMountID(path string) (int, error) {
+// mountOf is the id, as mountinfo prints it, of the mount that f lies on.
+func mountOf(f *os.File) (uint64, error) {
 	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID, &st)
-	if err != nil {
-		return 0, &fs.PathError{Op: "statx", Path: path, Err: err}
+	if err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); err != nil {
+		return 0, &fs.PathError{Op: "statx", Path: f.Name(), Err: err}
 	}
-	return int(st.Mnt_id), nil
-}
-
-// checkTree refuses mounts below the tree: a swap would take them from view.
-func (d *Driver) checkTree() error {
-	below, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return m.Mountpoint == d.tree || !within(m.Mountpoint, d.tree), false
-	})
-	if err != nil {
-		return fmt.Errorf("read mountinfo: %w", err)
-	}
-	if len(below) == 0 {
-		return nil
-	}
-	e := &snapshot.Error{
-		Code: snapshot.CodeUnsupported, Msg: fmt.Sprintf("%q holds mounts, which deployx cannot carry over yet:", d.tree),
-		Hint: "unmount them, or choose a tree without mounts below it",
-	}
-	for _, m := range below {
-		e.Paths = append(e.Paths, m.Mountpoint)
-	}
-	return e
+	return st.Mnt_id, nil
 }
 
 // ownMounts are the mount ids and the device of our superblock on the tree, in
 // this namespace.
 func (d *Driver) ownMounts() (ids map[uint64]bool, dev uint64, err error) {
-	mounts, err := mountinfo.GetMounts(exactly(d.tree))
+	found, err := mountinfo.GetMounts(exactly(d.tree))
 	if err != nil {
 		return nil, 0, fmt.Errorf("read mountinfo: %w", err)
 	}
-	top, err := classicMountID(d.tree)
+	top, err := mounts.ID(d.tree)
 	if err != nil {
 		return nil, 0, err
 	}
 	ids = map[uint64]bool{uint64(top): true}
-	for _, m := range mounts {
+	for _, m := range found {
 		if m.ID == top {
 			return ids, unix.Mkdev(uint32(m.Major), uint32(m.Minor)), nil
 		}

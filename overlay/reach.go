@@ -3,11 +3,11 @@ package overlay
 import (
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"deployx/internal/mounts"
 	"deployx/snapshot"
 )
 
@@ -38,17 +38,17 @@ func (d *Driver) reach() (*reach, error) {
 	if d.name == "" && (!exists(at) || sameMount(at, d.layers)) { // not bound: the tree is base
 		at = d.tree
 	}
-	mounts, err := mountinfo.GetMounts(nil)
+	all, err := mountinfo.GetMounts(nil)
 	if err != nil {
 		return r, nil
 	}
-	b, ok := placeOf(mounts, at)
-	l, found := placeOf(mounts, d.layers)
+	b, ok := placeOf(all, at)
+	l, found := placeOf(all, d.layers)
 	if !ok || !found || b.dev != l.dev {
 		return r, nil
 	}
 	b.path = filepath.Join(b.path, suffix)
-	for _, m := range mounts {
+	for _, m := range all {
 		if placeIn(m, b) && placeIn(m, l) && r.join(m, b, l) {
 			break
 		}
@@ -64,21 +64,21 @@ type place struct {
 
 func device(m *mountinfo.Info) uint64 { return unix.Mkdev(uint32(m.Major), uint32(m.Minor)) }
 
-func placeOf(mounts []*mountinfo.Info, path string) (place, bool) {
+func placeOf(all []*mountinfo.Info, path string) (place, bool) {
 	path, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return place{}, false
 	}
-	id, err := classicMountID(path)
+	id, err := mounts.ID(path)
 	if err != nil {
 		return place{}, false
 	}
-	i := slices.IndexFunc(mounts, func(m *mountinfo.Info) bool { return m.ID == id })
-	if i < 0 {
+	on := find(all, id)
+	if on == nil {
 		return place{}, false
 	}
-	rel, err := filepath.Rel(mounts[i].Mountpoint, path)
-	return place{device(mounts[i]), filepath.Join(mounts[i].Root, rel)}, err == nil
+	rel, err := filepath.Rel(on.Mountpoint, path)
+	return place{device(on), filepath.Join(on.Root, rel)}, err == nil
 }
 
 func placeIn(m *mountinfo.Info, p place) bool { return device(m) == p.dev && within(p.path, m.Root) }
@@ -86,7 +86,7 @@ func placeIn(m *mountinfo.Info, p place) bool { return device(m) == p.dev && wit
 // join tries to reach both through one mount. It takes nothing on trust: what
 // it finds must be the directories that are meant.
 func (r *reach) join(m *mountinfo.Info, base, layers place) bool {
-	if id, err := classicMountID(m.Mountpoint); err != nil || id != m.ID {
+	if id, err := mounts.ID(m.Mountpoint); err != nil || id != m.ID {
 		return false // covered by another mount
 	}
 	clone, err := openTree(unix.AT_FDCWD, m.Mountpoint, unix.OPEN_TREE_CLONE)

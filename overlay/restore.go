@@ -25,6 +25,9 @@ func (d *Driver) Restore(ctx context.Context, v snapshot.View, from, to []snapsh
 	defer d.indexMu.Unlock()
 	ix := d.index(v.Open)
 	ix.holdsFor(from)
+	if err := d.Fits(ctx, to); err != nil {
+		return err
+	}
 	r := restore{ctx: ctx, links: map[inode]string{}}
 	if err := r.run(d, from, to); err != nil {
 		return err
@@ -71,7 +74,14 @@ func (r *restore) run(d *Driver, from, to []snapshot.LayerID) (err error) {
 	if err != nil {
 		return err
 	}
-	if r.root, err = openAt(unix.AT_FDCWD, d.tree, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW); err != nil {
+	// Through a mount of its own, on which nothing stands: what others have mounted
+	// below the tree is never gone into.
+	shown, err := openTree(unix.AT_FDCWD, d.tree, unix.OPEN_TREE_CLONE)
+	if err != nil {
+		return err
+	}
+	defer d.letGo(shown)
+	if r.root, err = openAt(int(shown.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY); err != nil {
 		return err
 	}
 	defer r.root.Close() //nolint:errcheck // read only

@@ -28,7 +28,7 @@ func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transiti
 	}
 	if shown == "" {
 		raiseRedirectMax()
-		err = errors.Join(d.below.close(), d.checkTree())
+		err = d.below.close()
 	} else if err = d.refuseHolders(ctx); err == nil {
 		err = d.joinShown(ctx, v.Layers)
 	}
@@ -48,24 +48,46 @@ func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transiti
 	if err != nil {
 		return t, err
 	}
-	defer m.Close() //nolint:errcheck // a mount handle
+	defer func() { m.Close() }() //nolint:errcheck // a mount handle
 	if shown != "" {
 		if err := d.refuseElsewhere(ctx); err != nil {
 			return t, err
 		}
 	}
+	m, sub, err := d.carry(m)
+	if sub != nil {
+		defer sub.close()
+	}
+	if err != nil {
+		return t, err
+	}
 	crash.Point("overlay.built")
 	t.Swapped = true
 	if shown == "" {
-		t.Stale = d.staleHolders()
-		err = attach(m, d.tree, 0)
+		t.Stale = d.staleHolders(sub.ids)
+		err = d.cover(m, sub)
 	} else {
-		t.Late, err = d.swap(ctx, m, shown)
+		t.Late, err = d.swap(ctx, m, sub, shown)
 	}
 	if err == nil {
 		d.remember(v.Open)
 	}
 	return t, err
+}
+
+// cover shows m where a plain directory was seen. What is mounted below that is
+// seen on m now, and goes from where nobody sees it any more.
+func (d *Driver) cover(m *os.File, sub *submounts) error {
+	if err := attach(m, d.tree, 0); err != nil || len(sub.list) == 0 {
+		return err
+	}
+	crash.Point("overlay.covered")
+	for _, s := range sub.list {
+		if err := detach(s.f, s.Mountpoint); err != nil {
+			return errors.Join(err, unmountTop(d.tree))
+		}
+	}
+	return d.unveil()
 }
 
 // redirectMax is how long a path overlayfs may note when a directory, or a file
@@ -239,7 +261,7 @@ func (d *Driver) lowers(units []unit) []string {
 
 // swap puts m in the place of the mount on the tree and proves that nobody can
 // write to the old one any more. If somebody can, the old one comes back.
-func (d *Driver) swap(ctx context.Context, m *os.File, old snapshot.LayerID) (late bool, err error) {
+func (d *Driver) swap(ctx context.Context, m *os.File, sub *submounts, old snapshot.LayerID) (late bool, err error) {
 	clean, err := emptyOr(d.dir(old, "u"))
 	if err != nil {
 		return false, err
@@ -254,33 +276,55 @@ func (d *Driver) swap(ctx context.Context, m *os.File, old snapshot.LayerID) (la
 		return false, err
 	}
 	defer func() { d.letGo(back) }()
-	if err := d.replaceTop(m); err != nil {
+	sub.close() // who unmounts one is not to find it busy
+	if err := d.replaceTop(m, sub); err != nil {
 		return false, err
 	}
 	crash.Point("overlay.swapped")
 	if err := freezeSoon(oldTop); err != nil {
-		busy := d.busy(ctx, err)
-		return false, errors.Join(busy, d.replaceTop(back))
+		back := d.bringBack(back)
+		return false, errors.Join(d.busy(ctx, err), back) // who holds it is found while the tree shows it
 	}
 	crash.Point("overlay.frozen")
 	stillClean, err := emptyOr(d.dir(old, "u"))
 	return clean && !stillClean, errors.Join(err, os.RemoveAll(d.indexDir(old))) // its links would count as names
 }
 
+// bringBack shows back, a clone of the old view, again.
+func (d *Driver) bringBack(back *os.File) error {
+	m, sub, err := d.carry(back)
+	if sub != nil {
+		defer sub.close()
+	}
+	if err == nil {
+		err = d.replaceTop(m, sub)
+	}
+	if m != back {
+		d.letGo(m)
+	}
+	return err
+}
+
 // replaceTop shows m instead of the mount on the tree. This is the one lazy
 // unmount: readers by path make a plain one fail for ever, the old top has been
 // found without holders before, and freeze proves it after.
-func (d *Driver) replaceTop(m *os.File) error {
+func (d *Driver) replaceTop(m *os.File, sub *submounts) error {
 	if d.has.beneath {
 		err := attach(m, d.tree, moveMountBeneath)
 		if err == nil {
 			crash.Point("overlay.beneath")
+			if err := sub.settle(m); err != nil {
+				return errors.Join(err, sub.strip(m))
+			}
 			return unmountTop(d.tree)
 		}
 		if !errors.Is(err, unix.EINVAL) {
 			return err
 		}
 		d.has.beneath = false
+	}
+	if err := sub.unchanged(); err != nil {
+		return err
 	}
 	if err := unmountTop(d.tree); err != nil {
 		return err
@@ -332,14 +376,26 @@ func (d *Driver) Hide(ctx context.Context) error {
 		if err := d.refuseElsewhere(ctx); err != nil {
 			return err
 		}
-		if err := d.hideTop(); err != nil {
+		if err := d.hideTop(ctx); err != nil {
 			return err
 		}
 	}
 }
 
-// hideTop retries while readers by path come and go.
-func (d *Driver) hideTop() error {
+func (d *Driver) hideTop(ctx context.Context) error {
+	sub, err := d.submountsNow()
+	if err != nil {
+		return err
+	}
+	defer sub.close()
+	if len(sub.list) > 0 {
+		return d.hideCarrying(ctx, sub)
+	}
+	return d.unmountIdle()
+}
+
+// unmountIdle retries while readers by path come and go.
+func (d *Driver) unmountIdle() error {
 	for end := time.Now().Add(freezePatience); ; {
 		err := unix.Unmount(d.tree, unix.UMOUNT_NOFOLLOW)
 		if err == nil {

@@ -27,7 +27,7 @@ func (s *scanner) sockets() error {
 		f := strings.SplitN(strings.TrimSuffix(string(line), "\n"), " ", 8)
 		if i := strings.Index(string(line), " /"); i >= 0 && len(f) == 8 {
 			path := strings.TrimSuffix(string(line[i+1:]), "\n")
-			if within(path, s.tree) {
+			if within(path, s.tree) && !s.sub.hold(path) {
 				fields := strings.Fields(string(line[:i]))
 				bound["socket:["+fields[len(fields)-1]+"]"] = path
 			}

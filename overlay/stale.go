@@ -20,12 +20,13 @@ func (d *Driver) Stale(ctx context.Context) ([]snapshot.Holder, error) {
 	if err != nil || open == "" {
 		return nil, err
 	}
-	return d.staleHolders(), nil
+	return d.staleHolders(nil), nil
 }
 
 // staleHolders names them also while the tree is not mounted, when it is about
-// to be. Those of another filesystem are another namespace's business.
-func (d *Driver) staleHolders() []snapshot.Holder {
+// to be, and those with a directory in one of the mounts below it, which are
+// carried then. Others of another filesystem are another namespace's business.
+func (d *Driver) staleHolders(below map[uint64]bool) []snapshot.Holder {
 	base, err := d.openBase()
 	if err != nil {
 		return nil
@@ -45,7 +46,7 @@ func (d *Driver) staleHolders() []snapshot.Holder {
 				continue
 			}
 			at, err := statLink(link)
-			if err != nil || unix.Mkdev(at.Dev_major, at.Dev_minor) != st.Dev {
+			if err != nil || unix.Mkdev(at.Dev_major, at.Dev_minor) != st.Dev && !(below[at.Mnt_id] && at.Mode&unix.S_IFMT == unix.S_IFDIR) {
 				continue
 			}
 			if how := staleBy(link); how != "" {

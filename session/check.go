@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -45,10 +44,7 @@ func CheckTree(path, state string) (string, error) {
 	if err := nested(real, state); err != nil {
 		return "", err
 	}
-	if err := foreign(real); err != nil {
-		return "", err
-	}
-	return real, mountsBelow(real)
+	return real, foreign(real)
 }
 
 func refuse(format string, args ...any) func(hint string, args ...any) error {
@@ -62,7 +58,7 @@ func inside(path, dir string) bool {
 	return path == dir || dir == "/" || strings.HasPrefix(path, dir+"/")
 }
 
-func mounts(dir string) ([]*mountinfo.Info, error) {
+func mountsIn(dir string) ([]*mountinfo.Info, error) {
 	m, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
 		return !inside(m.Mountpoint, dir), false
 	})
@@ -88,40 +84,22 @@ func nested(tree, state string) (refused error) {
 }
 
 // foreign refuses a tree that a deployx shows which keeps its record elsewhere, or
-// that lies in one.
+// that lies in one or around one.
 func foreign(tree string) error {
 	shown, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return !inside(tree, m.Mountpoint) || !strings.HasPrefix(m.Source, "deployx:"), false
+		return !inside(tree, m.Mountpoint) && !inside(m.Mountpoint, tree) || !strings.HasPrefix(m.Source, "deployx:"), false
 	})
 	if err != nil {
 		return fmt.Errorf("read mountinfo: %w", err)
 	}
 	for _, m := range shown {
+		if inside(m.Mountpoint, tree) && m.Mountpoint != tree {
+			return refuse("%q holds %q, which is the tree of a deployx with another state directory", tree, m.Mountpoint)("roll everything back there first")
+		}
 		if m.Mountpoint == tree {
 			return refuse("%q is shown by a deployx with another state directory", tree)("use that one (--state), or roll everything back there first")
 		}
 		return refuse("%q lies in %q, which is the tree of a deployx with another state directory", tree, m.Mountpoint)("use that tree (--state), or roll everything back there first")
-	}
-	return nil
-}
-
-// mountsBelow refuses a tree with mounts below it. They can come at any time.
-func mountsBelow(tree string) error {
-	found, err := mounts(tree)
-	if err != nil {
-		return err
-	}
-	e := &snapshot.Error{
-		Code: snapshot.CodeUnsupported, Msg: fmt.Sprintf("%q holds mounts, which a snapshot would not cover:", tree),
-		Hint: "unmount them, or choose a tree without mounts below it",
-	}
-	for _, m := range found {
-		if m.Mountpoint != tree && !slices.Contains(e.Paths, m.Mountpoint) {
-			e.Paths = append(e.Paths, m.Mountpoint)
-		}
-	}
-	if len(e.Paths) > 0 {
-		return e
 	}
 	return nil
 }

@@ -115,7 +115,7 @@ func (s *Session) applied() (n int, err error) {
 // repeated.
 func (s *Session) removeStore() (removed []string, err error) {
 	store := s.o.Tree.Store
-	if below, err := mounts(store); err != nil || len(below) > 0 {
+	if below, err := mountsIn(store); err != nil || len(below) > 0 {
 		return nil, errors.Join(err, orMounted(store, len(below)))
 	}
 	if err := s.drv.Close(); err != nil {

@@ -24,9 +24,6 @@ func (s *Session) pinned(ctx context.Context) ([]snapshot.Holder, error) {
 	if err != nil || len(h) == 0 {
 		return nil, err
 	}
-	if err := mountsBelow(s.o.Tree.Path); err != nil { // that is how they hold it
-		return nil, err
-	}
 	if s.o.OnPinned == Share || s.o.OnPinned == Seal {
 		return h, nil
 	}
@@ -34,17 +31,6 @@ func (s *Session) pinned(ctx context.Context) ([]snapshot.Holder, error) {
 		return nil, busy(s.o.Tree.Path, h)
 	}
 	return nil, s.stopHolders(ctx, h)
-}
-
-// lookOnce looks for mounts below the tree, once in a session: later ones show
-// as holders, where the driver mounts.
-func (s *Session) lookOnce() error {
-	if s.looked {
-		return nil
-	}
-	err := mountsBelow(s.o.Tree.Path)
-	s.looked = err == nil
-	return err
 }
 
 func busy(tree string, h []snapshot.Holder) error {

@@ -12,9 +12,6 @@ import (
 // already is left behind, unless it is pinned.
 func (s *Session) point(ctx context.Context) (snapshot.Snapshot, error) {
 	p := snapshot.Snapshot{ID: snapshot.NewID(), Kind: snapshot.KindCommand}
-	if err := s.lookOnce(); err != nil {
-		return p, err
-	}
 	h := s.rec.Head()
 	if h.Open == "" {
 		if err := s.uncover(ctx); err != nil {

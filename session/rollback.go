@@ -39,6 +39,8 @@ type Undo struct {
 	// Holders go on with the ones that they have open.
 	InPlace bool
 	Holders []snapshot.Holder
+	// Uncovered is what is mounted below the tree: it is as it was.
+	Uncovered []snapshot.Mount
 }
 
 // RollbackOptions refine a rollback.
@@ -51,9 +53,6 @@ type RollbackOptions struct {
 // nothing: on error it shows what it showed.
 func (s *Session) Rollback(ctx context.Context, t Target, o RollbackOptions) (u Undo, err error) {
 	err = s.exclusively(ctx, func() error {
-		if err := s.lookOnce(); err != nil {
-			return err
-		}
 		held, err := s.catchUp(ctx, true)
 		if err != nil {
 			return err
@@ -214,6 +213,12 @@ func (s *Session) goTo(ctx context.Context, from, to snapshot.Head, u *Undo, sta
 	if err != nil {
 		return err
 	}
+	if m, ok := s.drv.(snapshot.Mounter); ok && changed {
+		if err := m.Fits(ctx, v.Layers); err != nil {
+			return err
+		}
+	}
+	defer func() { u.Uncovered = s.uncovered() }()
 	s.dropShell()
 	to.Retire = false
 	var before sight
@@ -353,9 +358,6 @@ func (s *Session) refusePinned(ctx context.Context) error {
 }
 
 func (s *Session) refuse(ctx context.Context, h []snapshot.Holder) error {
-	if err := mountsBelow(s.o.Tree.Path); err != nil { // that is how they hold it
-		return err
-	}
 	if s.o.OnPinned == Stop {
 		return s.stopHolders(ctx, h)
 	}

@@ -50,6 +50,9 @@ type Result struct {
 	Survivors []shell.Process
 	Tail      []byte // the end of its output, both streams as they came
 	Stale     []snapshot.Holder
+	// Uncovered is what is mounted below the tree, and what the command unmounted
+	// there: its undo neither knows what it changed in there, nor mounts or unmounts.
+	Uncovered []snapshot.Mount
 }
 
 // Run takes a snapshot and runs c. A command that fails is not an error: its
@@ -113,6 +116,7 @@ func (s *Session) notRun(ctx context.Context, point snapshot.Snapshot, why error
 // execute runs the command and records what became of it.
 func (s *Session) execute(ctx context.Context, c Command, point snapshot.Snapshot) (Result, error) {
 	tail, late := newTail(tailBytes), s.newLate(point.ID, c.Late)
+	below := s.uncovered()
 	prepared, watched := s.prepareNext(ctx), s.watch(point)
 	res, err := s.sh.Run(ctx, shell.Command{
 		Text: c.script(), Dir: c.Dir, Env: append([]string{"DEPLOYX_SNAPSHOT=" + string(point.ID)}, c.Env...),
@@ -142,6 +146,7 @@ func (s *Session) execute(ctx context.Context, c Command, point snapshot.Snapsho
 	}
 	late.begin()
 	r := Result{Dir: res.Dir, Restarted: res.Restarted, Survivors: res.Survivors, Tail: tail.bytes(), Stale: s.found.Stale}
+	r.Uncovered = changed(below, s.uncovered())
 	r.Snapshot, err = s.finishThen(ctx, point, hash, func(done snapshot.Snapshot) {
 		if r.Snapshot = done; c.Done != nil {
 			c.Done(r)

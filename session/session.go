@@ -85,7 +85,6 @@ type Session struct {
 
 	mu       sync.Mutex // held while the tree's lock is
 	seq      uint64     // of the head that the shell's context belongs to
-	looked   bool       // see lookOnce
 	undid    bool       // see settleCut
 	showOnly bool       // see Restore, Close
 	// forgotten: there is nothing left to work on, see ForgetTree.

@@ -27,6 +27,7 @@ type Status struct {
 	Trash     int               // layers given up whose space is not free yet
 	Recovered *RecoveryNote     // the last time that something had to be put right
 	Stale     []snapshot.Holder // stand in base, below the mount
+	Uncovered []snapshot.Mount  // mounted below it
 	Commit    snapshot.ID       // a commit through this entry is not finished
 	Retire    bool              // all was to be committed, and the tree is held: see snapshot.Head
 }
@@ -75,7 +76,7 @@ func (s *Session) Status(ctx context.Context) (st Status, err error) {
 			return st, err
 		}
 	}
-	st.Commit, st.Retire = h.Committing, h.Retire
+	st.Commit, st.Retire, st.Uncovered = h.Committing, h.Retire, s.uncovered()
 	if d, ok := s.drv.(interface {
 		Stale(context.Context) ([]snapshot.Holder, error)
 	}); ok {

@@ -156,6 +156,15 @@ type Viewer interface {
 	Views() map[uint64]bool
 }
 
+// A Mounter is a driver that can show a state only if it has a directory, or a file,
+// wherever something is mounted below the tree now.
+//
+// Fits is CodeTreeBusy, with the names of those mounts, if the state that layers
+// make up has none for some. It changes nothing.
+type Mounter interface {
+	Fits(ctx context.Context, layers []LayerID) error
+}
+
 // Transition tells what a Show did.
 type Transition struct {
 	// Swapped is false when the tree showed the view already.

@@ -188,12 +188,24 @@ func (a *app) circumstances(r session.Result) {
 	case len(s.PinnedBy) > 0:
 		a.say("deployx: the tree is held by %s: later commands share this one's rollback point until that ends", names(s.PinnedBy))
 	}
+	for _, m := range r.Uncovered {
+		a.say("deployx: not covered by undo: %s", mountText(m))
+	}
 	for _, p := range r.Survivors {
 		a.say("deployx: still running: %s (pid %d)", p.Name, p.PID)
 	}
 	if r.Restarted {
 		a.say("deployx: the shell ended; the next command gets a new one")
 	}
+}
+
+// mountText names a mount and what became of it.
+func mountText(m snapshot.Mount) string {
+	s := fmt.Sprintf("%s (%s", printable(m.Path), m.Type)
+	if m.Change != "" {
+		s += ", " + string(m.Change) + " by this command"
+	}
+	return s + ")"
 }
 
 // ended tells of an end that is not plain.

@@ -46,6 +46,7 @@ type treeStatus struct {
 	Derived   snapshot.Usage    `json:"derived"` // merged layers, beyond what they share with these
 	PinnedBy  []snapshot.Holder `json:"pinned_by,omitempty"`
 	Stale     []snapshot.Holder `json:"stale,omitempty"`      // see the directory below the mount
+	Uncovered []snapshot.Mount  `json:"uncovered,omitempty"`  // mounted below the tree: no undo covers it
 	Commit    snapshot.ID       `json:"committing,omitempty"` // a commit through this snapshot is not finished
 	Retire    bool              `json:"retire,omitempty"`     // all is committed, and the tree will be unmounted once nobody holds it
 	Store     string            `json:"store"`
@@ -100,7 +101,7 @@ func (a *app) treeStatus(ctx context.Context, t snapshot.Tree) (out treeStatus, 
 			Path: t.Path, Driver: t.Driver, Store: t.Store,
 			Mounted: st.Mounted, Agrees: st.Agrees, Head: st.Head, Snapshots: st.Snapshots, Redo: st.Redo,
 			Layers: st.Layers, MaxLayers: st.MaxLayers, Drift: st.Drift, Running: st.Running, Disk: st.Disk, Derived: st.Derived, PinnedBy: st.PinnedBy,
-			Stale: st.Stale, Commit: st.Commit, Retire: st.Retire,
+			Stale: st.Stale, Uncovered: st.Uncovered, Commit: st.Commit, Retire: st.Retire,
 			Durability: "full", Kept: st.Kept, Trash: st.Trash, Recovered: st.Recovered != nil, Recovery: st.Recovered,
 		}
 		if st.Fast {
@@ -140,6 +141,9 @@ func (a *app) printStatus(st treeStatus) error {
 	}
 	for _, h := range st.Stale {
 		row("below it", "%s (pid %d): %s %s: it sees the directory as it was before it was mounted; restart it", h.Name, h.PID, h.How, printable(h.Path))
+	}
+	for _, m := range st.Uncovered {
+		row("uncovered", "%s: no undo covers what is in it", mountText(m))
 	}
 	if st.Retire && st.Commit == "" {
 		row("commit", "the tree is held: once it is not, or after a reboot, the rest is committed and it is unmounted")

@@ -58,6 +58,7 @@ type Completed struct {
 	Mode       snapshot.Mode     `json:"mode,omitempty"`
 	Restarted  bool              `json:"shell_restarted,omitempty"`
 	Survivors  []Process         `json:"survivors,omitempty"`
+	Uncovered  []snapshot.Mount  `json:"uncovered,omitempty"`
 	Error      string            `json:"error,omitempty"`
 }
 
@@ -85,7 +86,7 @@ func Complete(r session.Result) Completed {
 		DurationMS: s.Duration.Milliseconds(), CWD: r.Dir, Changes: s.Changes,
 		Output: string(r.Tail), Truncated: s.Truncated, PinnedBy: s.PinnedBy, SharedWith: string(s.SharedWith),
 		Mode:      s.Mode,
-		Restarted: r.Restarted, Survivors: Processes(r.Survivors),
+		Restarted: r.Restarted, Survivors: Processes(r.Survivors), Uncovered: r.Uncovered,
 	}
 	if !s.NoSnapshot {
 		c.SnapshotID = string(s.ID)
@@ -142,6 +143,7 @@ type RolledBack struct {
 	PinnedBy  []snapshot.Holder `json:"pinned_by,omitempty"` // they go on with what they have open
 	Stale     []session.Stale   `json:"stale,omitempty"`     // at most keptPaths
 	Restarted []string          `json:"restarted,omitempty"` // units
+	Uncovered []snapshot.Mount  `json:"uncovered,omitempty"` // mounted below the tree: as it was
 
 	Error string   `json:"error,omitempty"`
 	Code  string   `json:"code,omitempty"`
@@ -154,7 +156,7 @@ func Rollback(u session.Undo) RolledBack {
 		Success: true, RolledBack: []string{}, CWD: u.Dir, Verified: u.Verified, DryRun: u.DryRun, Plain: u.Plain,
 		DurationMS: float64(u.Duration) / float64(time.Millisecond), Kept: KeptIn(u),
 		Stale:   u.Stale[:min(keptPaths, len(u.Stale))],
-		InPlace: u.InPlace, PinnedBy: u.Holders,
+		InPlace: u.InPlace, PinnedBy: u.Holders, Uncovered: u.Uncovered,
 	}
 	for _, s := range u.Dropped {
 		r.RolledBack = append(r.RolledBack, string(s.ID))

@@ -111,7 +111,14 @@ func (s *Session) expiring(h snapshot.Head, o *over, x *Expired) (floor snapshot
 // keptRedo are the rollbacks that can still be taken back: those that lead to a
 // young entry above the floor, as far as there is room for them.
 func (s *Session) keptRedo(h snapshot.Head, floor snapshot.ID, o *over) (kept []snapshot.Frame, err error) {
+	held, err := s.held()
+	if err != nil {
+		return nil, err
+	}
 	for _, f := range slices.Backward(h.Redo) {
+		if o.r.Undone && !held[f.Snapshot] {
+			continue
+		}
 		young, standing, large := false, floor == "", false
 		for e, err := range s.rec.Chain(f.Snapshot) {
 			if err != nil {
@@ -160,7 +167,7 @@ func (s *Session) gone(h snapshot.Head, redo []snapshot.Frame, o *over, x *Expir
 		}
 		if over, err := o.next(e); err != nil {
 			return err
-		} else if over {
+		} else if over || o.r.Undone {
 			x.Undone = append(x.Undone, id)
 		}
 	}

@@ -16,6 +16,8 @@ type Retention struct {
 	Age   time.Duration // older than this
 	Last  int           // not among so many newest commands; 0 is no bound
 	Bytes int64         // beyond what so many bytes of layers hold, the newest first; 0 is no bound
+
+	Undone bool // what is rolled back goes in any case, and can no longer be redone
 }
 
 // CollectTo is Collect with more bounds.

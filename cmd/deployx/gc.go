@@ -26,7 +26,8 @@ working. What was rolled back before that goes for good. The tree need not be
 idle and never leaves view; layers that the mounted tree still stands on go after
 the next command that changes something. A snapshot that is kept (deployx keep)
 does not expire, nor does what is newer. What is rolled back and can be redone
-counts for --keep-bytes after what is applied, and goes first.
+counts for --keep-bytes after what is applied, and goes first; with --undone all of
+it goes, which gives the space of a rollback back at once.
 
 Exit status: 0 done; 1 refused or failed; 2 usage.`,
 		Args: noArgs,
@@ -47,6 +48,7 @@ Exit status: 0 done; 1 refused or failed; 2 usage.`,
 	})
 	c.Flags().Var(&size, "keep-bytes", "keep only the newest whose layers take no more than this (0: any number)")
 	c.Flags().DurationVar(&keep.Age, "keep-for", 24*time.Hour, "keep snapshots younger than this")
+	c.Flags().BoolVar(&keep.Undone, "undone", false, "let go of what is rolled back: redo is no longer possible")
 	c.Flags().BoolVar(&dry, "dry-run", false, "tell what would be done and do nothing")
 	a.session.register(c, false)
 	return c

@@ -1,11 +1,13 @@
 package shell
 
 import (
+	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"os/exec"
 	"strings"
 	"testing"
+	"time"
 )
 
 func bench(b *testing.B, s *Shell, c Command) {
@@ -95,29 +97,51 @@ func BenchmarkStart(b *testing.B) {
 	}
 }
 
-// BenchmarkThroughput moves 256 MiB a round to a file and to a Writer.
+// BenchmarkThroughput moves 256 MiB a round to a Writer, and to a file on a disk and in
+// memory: there the command writes itself, and plain bash does the same in turn.
 func BenchmarkThroughput(b *testing.B) {
 	const size = 256 << 20
-	b.Run("file", func(b *testing.B) {
-		b.SetBytes(size)
-		f, err := os.Create(filepath.Join(b.TempDir(), "out"))
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer f.Close()
-		s := start(b, Options{})
-		for b.Loop() {
-			f.Truncate(0)
-			f.Seek(0, 0)
-			if _, err := s.Run(b.Context(), Command{Text: fmt.Sprintf("yes | head -c %d", size), Stdout: f}); err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
+	text := fmt.Sprintf("yes | head -c %d", size)
 	b.Run("writer", func(b *testing.B) {
 		b.SetBytes(size)
-		bench(b, start(b, Options{}), Command{Text: fmt.Sprintf("yes | head -c %d", size), Stdout: &meter{}})
+		bench(b, start(b, Options{}), Command{Text: text, Stdout: &meter{}})
 	})
+	for name, dir := range map[string]string{"disk": b.TempDir(), "memory": "/dev/shm"} {
+		b.Run(name, func(b *testing.B) {
+			f, err := os.CreateTemp(dir, "deployx-bench-")
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer os.Remove(f.Name())
+			defer f.Close()
+			s := start(b, Options{})
+			var ours, bash time.Duration
+			for b.Loop() {
+				ours += emptied(b, f, func() error {
+					_, err := s.Run(b.Context(), Command{Text: text, Stdout: f})
+					return err
+				})
+				bash += emptied(b, f, exec.Command("bash", "-c", text+" >'"+f.Name()+"'").Run)
+			}
+			for unit, d := range map[string]time.Duration{"MB/s": ours, "MB/s-bash": bash} {
+				b.ReportMetric(float64(b.N)*size/1e6/d.Seconds(), unit)
+			}
+		})
+	}
+}
+
+// emptied is the time that fill takes, with f empty before.
+func emptied(b *testing.B, f *os.File, fill func() error) time.Duration {
+	b.Helper()
+	_, err := f.Seek(0, 0)
+	if err = errors.Join(err, f.Truncate(0)); err != nil {
+		b.Fatal(err)
+	}
+	began := time.Now()
+	if err := fill(); err != nil {
+		b.Fatal(err)
+	}
+	return time.Since(began)
 }
 
 func BenchmarkLongText(b *testing.B) {

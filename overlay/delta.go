@@ -219,11 +219,13 @@ func (c *capture) directory(a, b *entry, t *todo, k *known, p *spot, name, path 
 		if t.was != nil && counterpart != nil && sub.redirect == t.from {
 			t.all = false
 		}
-		if err := sub.make(); err != nil {
+	}
+	taken := c.only(path)
+	if taken && (counterpart == nil || counterpart != b) {
+		if err := sub.make(); err != nil { // else when something in it is taken
 			return err
 		}
 	}
-	taken := c.only(path)
 	var n *known
 	if k != nil && there {
 		if t.was != nil && k.Kids[name] != t.was {

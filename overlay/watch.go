@@ -38,15 +38,18 @@ type watch struct {
 	done           chan error // receives once
 	by             snapshot.Writers
 	slacks         map[int32]int64
-	dirs           map[string]string // by handle: the directory below the tree; "" for one elsewhere
+	forks          *forks
+	ended          map[string][]int32 // by path: processes that had ended when they were to be looked at
+	dirs           map[string]string  // by handle: the directory below the tree; "" for one elsewhere
 }
 
 // Watch collects who changes the tree. See snapshot.Watcher.
 func (d *Driver) Watch(v snapshot.View) (func() (snapshot.Writers, error), error) {
 	w := &watch{
 		d: d, upper: filepath.Join(d.dir(v.Open, "u"), d.name), content: -1, names: -1, done: make(chan error, 1),
-		by: snapshot.Writers{}, slacks: map[int32]int64{}, dirs: map[string]string{},
+		by: snapshot.Writers{}, slacks: map[int32]int64{}, dirs: map[string]string{}, ended: map[string][]int32{},
 	}
+	w.forks = listen()
 	err := w.open(d.tree, d.layers)
 	if err != nil {
 		w.close()
@@ -86,6 +89,9 @@ func (w *watch) open(tree, layers string) (err error) {
 }
 
 func (w *watch) close() {
+	if w.forks != nil {
+		w.forks.close()
+	}
 	for _, fd := range []int{w.content, w.names} {
 		if fd >= 0 {
 			unix.Close(fd) //nolint:errcheck // nothing was written
@@ -109,7 +115,7 @@ func (w *watch) stop() (snapshot.Writers, error) {
 // read reads events until wake can be read, and then what is left of them.
 func (w *watch) read(wake int) error {
 	buf := make([]byte, 64<<10)
-	poll := []unix.PollFd{{Fd: int32(w.content), Events: unix.POLLIN}, {Fd: int32(w.names), Events: unix.POLLIN}, {Fd: int32(wake), Events: unix.POLLIN}}
+	poll := []unix.PollFd{{Fd: int32(w.content), Events: unix.POLLIN}, {Fd: int32(w.names), Events: unix.POLLIN}, {Fd: int32(wake), Events: unix.POLLIN}, {Fd: int32(w.forks.fd), Events: unix.POLLIN}}
 	for {
 		if _, err := unix.Poll(poll, -1); err != nil && !errors.Is(err, unix.EINTR) {
 			return os.NewSyscallError("poll", err)
@@ -120,7 +126,9 @@ func (w *watch) read(wake int) error {
 				return err
 			}
 		}
+		w.forks.drain(buf) // last: who changed something was made before
 		if last {
+			w.settle()
 			return nil
 		}
 	}
@@ -160,7 +168,7 @@ func (w *watch) events(b []byte) error {
 		case fd >= 0:
 			w.file(fd, pid)
 		default:
-			w.named(b[size:length], pid)
+			w.named(b[size:length], mask&(nameEvents&^unix.FAN_ATTRIB) == unix.FAN_ONDIR, pid)
 			if mask&unix.FAN_ONDIR != 0 && mask&(unix.FAN_MOVED_FROM|unix.FAN_MOVED_TO) != 0 {
 				clear(w.dirs) // their paths are others now
 			}
@@ -180,8 +188,9 @@ func (w *watch) file(fd, pid int32) {
 }
 
 // named takes the information records of an event: a directory's handle and a
-// name (struct fanotify_event_info_fid).
-func (w *watch) named(b []byte, pid int32) {
+// name (struct fanotify_event_info_fid). self: only the attributes of a directory
+// were changed, as overlayfs does itself when it copies up what is in it.
+func (w *watch) named(b []byte, self bool, pid int32) {
 	const head = 4 + 8 // type, length, file system
 	for len(b) >= head+8 {
 		length := int(binary.NativeEndian.Uint16(b[2:]))
@@ -193,7 +202,11 @@ func (w *watch) named(b []byte, pid int32) {
 			kind := int32(binary.NativeEndian.Uint32(b[head+4:]))
 			name, _, _ := bytes.Cut(b[head+8+size:length], []byte{0})
 			if dir := w.dir(kind, b[head+8:head+8+size]); dir != "" {
-				w.note(join(dir, string(name)), pid)
+				path := strings.TrimSuffix(join(dir, string(name)), "/.")
+				if self {
+					path += "/."
+				}
+				w.note(path, pid)
 			}
 		}
 		b = b[length:]
@@ -223,16 +236,68 @@ func (w *watch) dir(kind int32, handle []byte) string {
 }
 
 func (w *watch) note(path string, pid int32) {
-	path = strings.TrimSuffix(path, "/.")
-	slack, ok := w.slacks[pid]
-	if !ok {
-		slack = timerSlack(pid)
-		w.slacks[pid] = slack
+	if slack := w.slack(pid); slack != 0 {
+		w.add(path, slack)
+	} else if !slices.Contains(w.ended[path], pid) {
+		w.ended[path] = append(w.ended[path], pid)
 	}
+}
+
+func (w *watch) add(path string, slack int64) {
 	if !slices.Contains(w.by[path], slack) {
 		w.by[path] = append(w.by[path], slack)
 	}
 }
+
+// slack is a process's timer slack, as it was when it was first asked for.
+func (w *watch) slack(pid int32) int64 {
+	slack, ok := w.slacks[pid]
+	switch {
+	case ok:
+		return slack
+	case pid == 0: // of a pid namespace that is not below this one
+		slack = defaultSlack
+	default:
+		slack = timerSlack(pid)
+	}
+	w.slacks[pid] = slack
+	return slack
+}
+
+// settle finds out about processes that had ended.
+func (w *watch) settle() {
+	for path, pids := range w.ended {
+		for _, pid := range pids {
+			w.add(path, w.origin(pid))
+		}
+	}
+}
+
+// origin is the timer slack that a process must have had, for it has it from the
+// one that made it; or, negative, the process that it came from, if that was there
+// before the watch began and has ended too; 0 if nothing is known. So it is with
+// what we have started ourselves, which may be a shell that ended.
+func (w *watch) origin(pid int32) int64 {
+	for range 1000 { // numbers may be used again
+		parent, ok := w.forks.from[pid]
+		switch {
+		case ok && int(parent) == os.Getpid():
+			return 0
+		case ok:
+			if slack := w.slack(parent); slack != 0 {
+				return slack
+			}
+			pid = parent
+		case w.forks.whole:
+			return -int64(pid)
+		default:
+			return 0
+		}
+	}
+	return 0
+}
+
+const defaultSlack = 50_000 // ns: prctl(2), PR_SET_TIMERSLACK
 
 // timerSlack is a process's, 0 if it has ended.
 func timerSlack(pid int32) int64 {

@@ -12,8 +12,9 @@ import (
 // writers tells a command's changes in a pinned tree from those of others that
 // went on meanwhile.
 type writers struct {
-	by  snapshot.Writers
-	tag int64 // of the command's processes
+	by    snapshot.Writers
+	tag   int64 // of the command's processes
+	shell int   // as it was when the command began
 }
 
 // watchKept begins to collect who changes a tree that is kept by copies already.
@@ -37,6 +38,7 @@ func (s *Session) watch(p snapshot.Snapshot) (done func()) {
 	if p.Mode == snapshot.ModeSealed && s.watched == nil {
 		s.beginWatch(h)
 	}
+	pid := s.sh.PID()
 	return func() {
 		if s.watched == nil {
 			return
@@ -51,7 +53,7 @@ func (s *Session) watch(p snapshot.Snapshot) (done func()) {
 			s.cannotTell(err)
 			return
 		}
-		s.writers = &writers{by, tag}
+		s.writers = &writers{by, tag, pid}
 	}
 }
 
@@ -90,22 +92,31 @@ func (s *Session) cannotTell(err error) {
 	s.o.Warn(fmt.Sprintf("cannot tell who changes the tree while the command runs, so that all of it counts as the command's: %v", err))
 }
 
-// only tells which paths are the command's: all but those that only others
-// have changed. Of a path that is only known to have been changed by processes
-// which ended before they could be looked at it is not known; it counts as the
-// command's.
+// only tells which paths are the command's: those that it has changed, whoever
+// else has. What nobody was seen to change was changed before the command began or
+// after it had ended, or through a mapping: the command's processes have closed
+// theirs, which is seen. Of a path that is only known to have been changed by
+// processes which ended before they could be looked at it is not known; it counts
+// as the command's. A directory is changed by who changes what is in it, and whoever made,
+// moved or removed one has changed all below.
 func (w *writers) only() func(string) bool {
 	if w == nil {
 		return nil
 	}
+	within := map[string][]int64{}
+	for p, by := range w.by {
+		within[path.Dir(p)] = append(within[path.Dir(p)], by...)
+	}
+	ours := func(tag int64) bool { // the shell may be idle again when it is looked at, or have ended
+		return tag == w.tag || shell.Idle(tag) || tag == -int64(w.shell) && w.shell > 0
+	}
+	others := func(tag int64) bool { return tag != 0 && !ours(tag) }
 	return func(p string) bool {
-		by, ok := w.by[p]
-		for !ok && p != "." {
+		by := append(slices.Clone(w.by[p]), within[p]...)
+		for len(by) == 0 && p != "." {
 			p = path.Dir(p)
-			by, ok = w.by[p]
+			by = w.by[p]
 		}
-		ours := func(tag int64) bool { return tag == w.tag || shell.Idle(tag) } // the shell may be idle again when it is looked at
-		others := func(tag int64) bool { return tag != 0 && !ours(tag) }
-		return !slices.ContainsFunc(by, others) || slices.ContainsFunc(by, ours)
+		return slices.ContainsFunc(by, ours) || slices.Contains(by, 0) && !slices.ContainsFunc(by, others)
 	}
 }

@@ -46,6 +46,9 @@ type Watcher interface {
 
 // Writers are those who changed a path meanwhile: the timer slacks of their
 // processes (prctl(2), PR_SET_TIMERSLACK), by which a shell's commands are told
-// apart; 0 for a process that ended before it could be looked at. A path below
-// one that was made, moved or removed belongs to whoever did that.
+// apart. Of a process that ended before it could be looked at it is what that one had
+// which made it; where both have ended, and the one had been there before the watch
+// began, it is that one's number, negative; and 0 where that is not known. A path
+// below one that was made, moved or removed belongs to whoever did that; who changed
+// but the attributes of a directory is told for "DIR/.".
 type Writers map[string][]int64

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 )
 
@@ -101,6 +102,28 @@ func (s *Shell) chdir(ctx context.Context, dir string) error {
 	}
 	st.dir, st.oldpwd, st.vars = got.dir, got.oldpwd, merge(st.vars, got)
 	s.adopt(st)
+	return nil
+}
+
+// mayEnter refuses a directory that is there but closed to another user's shell: the
+// nearest parent, where a command goes if it is gone, may be no place for that command.
+func (s *Shell) mayEnter(ctx context.Context) error {
+	dir := s.Context().Dir()
+	if _, err := os.Stat(dir); s.account == nil || !s.isAway() || err != nil {
+		return nil
+	}
+	p := s.current()
+	st, err := parseContext(s.Context())
+	if err != nil {
+		return err
+	}
+	status, err := s.ask(ctx, p, fmt.Sprintf("(%s %s) >/dev/null 2>&1\n", s.dialect.cd(), quote(dir)), st)
+	if err != nil {
+		return s.broken(p, err)
+	}
+	if status != 0 {
+		return fmt.Errorf("user %s may not enter %s: give access to it and to the directories above it", s.account.name, dir)
+	}
 	return nil
 }
 

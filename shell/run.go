@@ -101,6 +101,8 @@ func (s *Shell) Run(ctx context.Context, c Command) (Result, error) {
 		if err := s.chdir(ctx, c.Dir); err != nil {
 			return Result{}, err
 		}
+	} else if err := s.mayEnter(ctx); err != nil {
+		return Result{}, err
 	}
 	res, err := s.run(ctx, c)
 	res.Restarted = res.Restarted || restarted

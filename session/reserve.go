@@ -1,6 +1,7 @@
 package session
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -76,6 +77,15 @@ func (s *Session) sparing(step func() error) error {
 		err = step()
 	}
 	return err
+}
+
+// dirty asks the driver, which may have to note what it has found.
+func (s *Session) dirty(ctx context.Context, v snapshot.View) (dirty bool, err error) {
+	err = s.sparing(func() (err error) {
+		dirty, err = s.drv.Dirty(ctx, v)
+		return err
+	})
+	return dirty, err
 }
 
 // spend gives some pieces up: as many as a layer takes, for what a failed try

@@ -151,7 +151,7 @@ func (s *Session) openDrift(ctx context.Context, h snapshot.Head) (*snapshot.Sna
 	if err != nil {
 		return nil, err
 	}
-	dirty, err := s.drv.Dirty(ctx, v)
+	dirty, err := s.dirty(ctx, v)
 	if err != nil || !dirty {
 		return nil, err
 	}
@@ -314,7 +314,7 @@ func (s *Session) abandon(ctx context.Context, from snapshot.Head, entries []sna
 	if err != nil {
 		return false, err
 	}
-	if late, err = s.drv.Dirty(ctx, v); err != nil {
+	if late, err = s.dirty(ctx, v); err != nil {
 		return false, err
 	}
 	if !late {

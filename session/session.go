@@ -306,7 +306,7 @@ func (s *Session) settle(ctx context.Context) error {
 	if err != nil || h.Open == "" || len(v.Layers) > 0 || s.owned(h) || h.Stands != nil {
 		return err
 	}
-	if dirty, err := s.drv.Dirty(ctx, v); err != nil || dirty {
+	if dirty, err := s.dirty(ctx, v); err != nil || dirty {
 		return err
 	}
 	if err := s.drv.Hide(ctx); err != nil {
@@ -315,7 +315,7 @@ func (s *Session) settle(ctx context.Context) error {
 		}
 		return err
 	}
-	if dirty, err := s.drv.Dirty(ctx, v); err != nil || dirty { // written in the last moment
+	if dirty, err := s.dirty(ctx, v); err != nil || dirty { // written in the last moment
 		_, e := s.drv.Show(ctx, v)
 		return errors.Join(err, e)
 	}

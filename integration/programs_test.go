@@ -157,6 +157,7 @@ func openTree(t *testing.T, dir, tree string) *session.Session {
 			return overlay.New(overlay.Options{Tree: t.Path, State: t.Store})
 		},
 	}
+	o.Warn = func(s string) { t.Log("warning:", s) }
 	o.Shell.Env = environment()
 	if err := o.State.Add(o.Tree); err != nil {
 		t.Fatal(err)

@@ -24,4 +24,6 @@ if [ ${#missing[@]} -gt 0 ]; then
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
-[ "${1:-}" = --prebuilt ] || integration/setup.sh
+[ "${1:-}" != --prebuilt ] || exit 0
+scripts/services.sh >/dev/null
+integration/setup.sh

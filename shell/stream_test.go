@@ -188,6 +188,10 @@ func TestUser(t *testing.T) {
 	if _, err := lookup("nobody"); err != nil {
 		t.Skip(err)
 	}
+	private := t.TempDir()
+	if err := os.Chmod(private, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	each(t, func(t *testing.T, program string) {
 		s := start(t, Options{Program: program, User: "nobody", Grace: quick})
 		says(t, s, "id -un; id -G; echo $USER $LOGNAME; touch /root/x 2>/dev/null || echo denied", "nobody\n65534\nnobody nobody\ndenied\n")
@@ -202,6 +206,10 @@ func TestUser(t *testing.T) {
 		r, err := s.Run(t.Context(), Command{Text: stubborn["setsid"], Stdout: &trigger{nil, s.Interrupt}})
 		if err != nil || r.ExitCode != 130 || len(r.Survivors) > 0 {
 			t.Errorf("%+v %v", r.Survivors, err)
+		}
+		closed := start(t, Options{Program: program, User: "nobody", Dir: private, Away: true})
+		if r, err := closed.Run(t.Context(), Command{Text: "pwd"}); err == nil || !strings.Contains(err.Error(), "may not enter "+private) {
+			t.Errorf("a directory that is closed to the user: %+v %v", r, err)
 		}
 		again := start(t, Options{Program: program, User: "nobody", Context: s.Context()})
 		says(t, again, "id -un", "nobody\n")

@@ -3,6 +3,7 @@ package shell
 import (
 	"bytes"
 	"io"
+	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -146,5 +147,32 @@ func TestTTYKept(t *testing.T) {
 			t.Errorf("%+v %v", r, err)
 		}
 		says(t, s, "echo $x", "1\n")
+	}
+}
+
+// What a command leaves unread comes back, lines and the beginning of one, without ^D;
+// but not from another user's shell.
+func TestTTYUnread(t *testing.T) {
+	for user, want := range map[string]string{"": "second\npart", "nobody": ""} {
+		s := start(t, Options{User: user, Grace: quick})
+		in, keys, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, got := newScreen(), ""
+		go func() {
+			out.await("ready")
+			keys.WriteString("first\nsecond\n\x04paxx\x7f\x7frt")
+			out.await("rt") // typed last, and
+			out.await("taken")
+			s.Interrupt()
+		}()
+		tty := &TTY{In: in, Out: out, Unread: func(p []byte) { got += string(p) }}
+		if _, err := s.Run(t.Context(), Command{Text: "echo ready; read x; echo taken; sleep 1000", TTY: tty}); err != nil || got != want {
+			t.Errorf("%q: %q %v", user, got, err)
+		}
+		says(t, s, "echo $x", "first\n")
+		in.Close()
+		keys.Close()
 	}
 }

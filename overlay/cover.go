@@ -72,7 +72,7 @@ func (d *Driver) covering(ctx context.Context, r *reach, layers []snapshot.Layer
 			return v, errors.Join(err, d.mustShowAnew())
 		}
 	}
-	v.shown, err = openAt(unix.AT_FDCWD, d.tree, unix.O_RDONLY|unix.O_DIRECTORY)
+	v.shown, err = d.openShown()
 	return v, err
 }
 

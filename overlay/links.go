@@ -206,11 +206,11 @@ func (d *Driver) copyUp(paths []string) error {
 	if len(paths) == 0 {
 		return nil
 	}
-	root, err := openDir(d.tree)
+	root, err := d.openShown()
 	if err != nil {
 		return err
 	}
-	defer root.Close() //nolint:errcheck // O_PATH
+	defer root.Close() //nolint:errcheck // nothing was written
 	how := unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_MAGICLINKS,

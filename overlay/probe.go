@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"deployx/snapshot"
@@ -148,9 +150,8 @@ func (p *prober) swap(m *os.File) {
 		return
 	}
 	defer second.Close() //nolint:errcheck // a mount handle
-	err = attach(second, at, moveMountBeneath)
-	p.note("swap without a gap (MOVE_MOUNT_BENEATH, Linux 6.5)", err == nil, false,
-		orElse(text(err), "", "each swap shows base for some microseconds: "))
+	p.noteGap(at, second)
+	p.noteLoad(m)
 	w := &watch{content: -1, names: -1}
 	err = w.open(at, p.dir)
 	w.close()
@@ -160,6 +161,51 @@ func (p *prober) swap(m *os.File) {
 	p.note("list copies of the mount (Linux 6.12)", err == nil, false,
 		orElse(text(err), "", "every process is looked at instead: "))
 	p.try("prove that nobody writes (read-only superblock)", freeze(m))
+}
+
+// noteGap swaps the old way where the kernel has no other, and tells how long that
+// showed what lies below.
+func (p *prober) noteGap(at string, second *os.File) {
+	err := unix.EINVAL
+	if p.has.beneath {
+		if e := attach(second, at, moveMountBeneath); e == nil || !errors.As(e, &err) {
+			p.note(gapless, e == nil, false, text(e))
+			return
+		}
+	}
+	start := time.Now()
+	e := unmountTop(at)
+	if e == nil {
+		e = attach(second, at, 0)
+	}
+	p.note(gapless, false, false, fmt.Sprintf("a swap shows base for a moment, here for %d µs (%v)", time.Since(start).Microseconds(), errors.Join(err, e)))
+}
+
+const gapless = "swap without a gap (MOVE_MOUNT_BENEATH, Linux 6.5)"
+
+// noteLoad puts a mount on one that is attached nowhere.
+func (p *prober) noteLoad(m *os.File) {
+	err := p.load(m)
+	p.note("mounts below the tree are put on a view before anybody sees it (Linux 6.15)", err == nil, false,
+		orElse(text(err), "", "the view is attached to a directory of deployx for a moment: "))
+}
+
+func (p *prober) load(m *os.File) error {
+	if !p.has.loadAny {
+		return unix.EINVAL
+	}
+	view, err := openTree(int(m.Fd()), ".", unix.OPEN_TREE_CLONE)
+	if err != nil {
+		return err
+	}
+	defer view.Close() //nolint:errcheck // a mount handle
+	s := submounts{list: []*submount{{Info: &mountinfo.Info{}, rel: "e", dir: true}}}
+	defer s.close()
+	if s.list[0].clone, err = openTree(unix.AT_FDCWD, p.dir, unix.OPEN_TREE_CLONE); err != nil {
+		return err
+	}
+	_, err = s.attach(view)
+	return err
 }
 
 func orElse(detail, none, prefix string) string {

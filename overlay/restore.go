@@ -74,14 +74,7 @@ func (r *restore) run(d *Driver, from, to []snapshot.LayerID) (err error) {
 	if err != nil {
 		return err
 	}
-	// Through a mount of its own, on which nothing stands: what others have mounted
-	// below the tree is never gone into.
-	shown, err := openTree(unix.AT_FDCWD, d.tree, unix.OPEN_TREE_CLONE)
-	if err != nil {
-		return err
-	}
-	defer d.letGo(shown)
-	if r.root, err = openAt(int(shown.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY); err != nil {
+	if r.root, err = d.openShown(); err != nil {
 		return err
 	}
 	defer r.root.Close() //nolint:errcheck // read only

@@ -323,14 +323,17 @@ func (d *Driver) replaceTop(m *os.File, sub *submounts) error {
 		}
 		d.has.beneath = false
 	}
-	if err := sub.unchanged(); err != nil {
+	if err := sub.shelter(); err != nil {
 		return err
 	}
 	if err := unmountTop(d.tree); err != nil {
 		return err
 	}
 	crash.Point("overlay.gap")
-	return attach(m, d.tree, 0)
+	if err := attach(m, d.tree, 0); err != nil || len(sub.list) == 0 {
+		return err
+	}
+	return d.unveil()
 }
 
 func unmountTop(tree string) error {

@@ -324,6 +324,17 @@ func (s *submounts) hold(path string) bool {
 	return slices.ContainsFunc(s.list, func(m *submount) bool { return within(path, m.Mountpoint) })
 }
 
+// openShown opens the root of the shown tree, to work in it: by a mount of its own
+// on which nothing stands, so that no way leads into what is mounted below.
+func (d *Driver) openShown() (*os.File, error) {
+	alone, err := openTree(unix.AT_FDCWD, d.tree, unix.OPEN_TREE_CLONE)
+	if err != nil {
+		return nil, err
+	}
+	defer d.letGo(alone)
+	return openAt(int(alone.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY)
+}
+
 // same tells whether two lists are of the same mounts.
 func (s *submounts) same(t *submounts) bool {
 	return len(s.list) == len(t.list) && len(s.without(t)) == 0

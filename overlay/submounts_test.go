@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -71,7 +72,7 @@ func newMountRig(t *testing.T, o Options, shared bool) *mountRig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		for range 9 {
+		for range 2 {
 			if err := r.d.Hide(context.Background()); err != nil {
 				t.Error(err)
 			}
@@ -349,4 +350,99 @@ func TestSubmountRace(t *testing.T) {
 	sh(t, r.tree, "umount data")
 	r.push()
 	r.want("after", "conf/c data data/three data/two who")
+}
+
+// TestSubmountCrash: killed at any moment that matters, the mounts are all there
+// when the tree is shown again, and once each when it is hidden.
+func TestSubmountCrash(t *testing.T) {
+	testns.Need(t)
+	for _, o := range []Options{{}, {Plain: true}, {Old: true}} {
+		for _, point := range []string{"built", "covered", "beneath", "gap", "swapped", "frozen", "staged", "hiding", "uncovered"} {
+			t.Run(fmt.Sprintf("%s,plain=%v,old=%v", point, o.Plain, o.Old), func(t *testing.T) {
+				r := newMountRig(t, o, true)
+				r.mountAll()
+				died := r.dieAt("overlay."+point, func() { r.show() })
+				r.show()
+				r.check()
+				died = r.dieAt("overlay."+point, func() { r.push() }) || died
+				r.show()
+				r.check()
+				r.v = snapshot.View{Open: snapshot.NewLayerID()}
+				r.show()
+				died = r.dieAt("overlay."+point, func() {
+					if err := r.d.Hide(context.Background()); err != nil {
+						t.Error(err)
+					}
+				}) || died
+				if err := r.d.Hide(context.Background()); err != nil {
+					t.Fatal(err)
+				}
+				r.check()
+				r.want("hidden", allBelow)
+				t.Log("died:", died)
+			})
+		}
+	}
+}
+
+// dieAt runs f until it comes to a point, and goes on with a new driver, as the
+// next process would.
+func (r *mountRig) dieAt(point string, f func()) (died bool) {
+	r.t.Helper()
+	type death struct{}
+	restore := crash.SetHook(func(name string) {
+		if name == point {
+			panic(death{})
+		}
+	})
+	func() {
+		defer func() {
+			if x := recover(); x != nil && x != (death{}) {
+				panic(x)
+			} else {
+				died = x != nil
+			}
+		}()
+		f()
+	}()
+	restore()
+	r.d.gone.Wait()
+	r.d.ready = ready{}
+	old := r.d
+	var err error
+	if r.d, err = New(Options{Tree: r.tree, State: filepath.Join(r.dir, "state"), Plain: old.name == "", Old: !old.has.lowerFD}); err != nil {
+		r.t.Fatal(err)
+	}
+	if err := old.below.close(); err != nil {
+		r.t.Error(err)
+	}
+	return died
+}
+
+// TestProbeGap: where the kernel has no other way doctor tells how long a swap
+// shows base.
+func TestProbeGap(t *testing.T) {
+	testns.Need(t)
+	measured := regexp.MustCompile(`^false .*, here for \d+ µs \(invalid argument\)$`)
+	for _, has := range []features{allFeatures(), {lowerdir: true}} {
+		dir := t.TempDir()
+		p := prober{tree: dir, dir: filepath.Join(dir, "probe"), has: has}
+		if err := os.Mkdir(p.dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		p.run()
+		told := ""
+		for _, c := range p.checks {
+			if c.Name == gapless {
+				told = fmt.Sprintf("%v %s", c.OK, c.Detail)
+			}
+			if strings.HasPrefix(c.Name, "mounts below") && c.OK != has.loadAny {
+				t.Errorf("%+v", c)
+			}
+		}
+		if measured.MatchString(told) == has.beneath {
+			t.Errorf("%q", told)
+		}
+		t.Log(told)
+	}
 }

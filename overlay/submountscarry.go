@@ -110,13 +110,35 @@ func (s *submounts) follow(now *submounts, m *os.File) error {
 	return nil
 }
 
-// unchanged is settle for a kernel where m is not attached yet: it refuses.
-func (s *submounts) unchanged() error {
+// shelter is settle for a kernel that has base shown between two views: there the
+// mounts stand on base meanwhile, if that can be reached, lest a kill in that moment
+// leave the host without them. What has been mounted since m was laden is refused.
+func (s *submounts) shelter() error {
 	now, err := s.d.submountsNow()
-	if err != nil || s.same(now) {
+	if err != nil {
 		return err
 	}
-	return s.d.inTheWay([]snapshot.Holder{{Name: "mount", How: "was mounted or unmounted in this moment", Path: s.d.tree}})
+	defer now.close()
+	if !s.same(now) {
+		return s.d.inTheWay([]snapshot.Holder{{Name: "mount", How: "was mounted or unmounted in this moment", Path: s.d.tree}})
+	}
+	if len(now.list) == 0 {
+		return nil
+	}
+	base := s.d.underneath()
+	if base == nil {
+		return nil
+	}
+	defer base.Close() //nolint:errcheck // O_PATH
+	if err := now.clone(); err != nil {
+		return err
+	}
+	for _, m := range now.list {
+		if err := m.attach(base); err != nil && !missing(err) { // base need not have a place for each
+			return errors.Join(err, s.d.unveil())
+		}
+	}
+	return nil
 }
 
 // underneath opens the tree's directory on the mount that ours covers, which no

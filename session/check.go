@@ -92,16 +92,17 @@ func foreign(tree string) error {
 	if err != nil {
 		return fmt.Errorf("read mountinfo: %w", err)
 	}
-	for _, m := range shown {
-		if inside(m.Mountpoint, tree) && m.Mountpoint != tree {
-			return refuse("%q holds %q, which is the tree of a deployx with another state directory", tree, m.Mountpoint)("roll everything back there first")
-		}
-		if m.Mountpoint == tree {
-			return refuse("%q is shown by a deployx with another state directory", tree)("use that one (--state), or roll everything back there first")
-		}
-		return refuse("%q lies in %q, which is the tree of a deployx with another state directory", tree, m.Mountpoint)("use that tree (--state), or roll everything back there first")
+	if len(shown) == 0 {
+		return nil
 	}
-	return nil
+	switch at := shown[0].Mountpoint; {
+	case at == tree:
+		return refuse("%q is shown by a deployx with another state directory", tree)("use that one (--state), or roll everything back there first")
+	case inside(at, tree):
+		return refuse("%q holds %q, which is the tree of a deployx with another state directory", tree, at)("roll everything back there first")
+	default:
+		return refuse("%q lies in %q, which is the tree of a deployx with another state directory", tree, at)("use that tree (--state), or roll everything back there first")
+	}
 }
 
 // ChooseStore says where a tree's files are to be kept: below the state

@@ -57,8 +57,9 @@ func (d *Driver) Holders(ctx context.Context) ([]snapshot.Holder, error) {
 		if err != nil {
 			return nil, err
 		}
-		if stay := staying(holds); len(stay) > 0 {
-			return stay, nil
+		if stay := stayingHolds(holds); len(stay) > 0 {
+			d.held = remembered{d.shown.id, time.Now(), stay}
+			return named(stay), nil
 		}
 		if len(holds) > 0 || soft || len(sub.list) > 0 {
 			return nil, nil

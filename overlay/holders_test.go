@@ -111,6 +111,44 @@ func refusedThenFree(t *testing.T, r *swapRig, p *player) {
 
 // TestFrozenProof: a writer that the look at the processes misses (its
 // descriptor is in flight between processes) is found by the kernel, and the
+// TestHeld: holders that were found are believed while they hold the tree, and
+// no longer: then others are looked for.
+func TestHeld(t *testing.T) {
+	testns.Need(t)
+	for name, h := range holds {
+		if h.says == "" {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			r := newSwapRig(t, Options{})
+			held := func(want int) {
+				t.Helper()
+				got, err := r.d.Held(context.Background())
+				if err != nil || len(got) != want {
+					t.Fatalf("want %d holders, got %v, %v", want, got, err)
+				}
+			}
+			r.write(1)
+			held(0)
+			p := play(t, "hold-"+name, r.tree)
+			held(1)
+			second := play(t, "hold-directory", r.tree)
+			if known := name != "mapping"; known { // the only one that leaves nothing to look at
+				held(1)
+			}
+			p.end(t)
+			p.cmd.Wait() //nolint:errcheck // killed or not
+			held(1)
+			second.end(t)
+			second.cmd.Wait() //nolint:errcheck // see above
+			held(0)
+			r.write(1)
+			r.push()
+			held(0)
+		})
+	}
+}
+
 // old view comes back.
 func TestFrozenProof(t *testing.T) {
 	testns.Need(t)

@@ -65,6 +65,7 @@ type Driver struct {
 
 	merging  merging
 	standing standing
+	held     remembered
 
 	mergeAbove, mergeLeast, mergeMust int // tests lower them
 	patience                          time.Duration

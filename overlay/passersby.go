@@ -25,9 +25,19 @@ const (
 	holdPatience = 250 * time.Millisecond
 )
 
-// staying looks again at holds until each has gone or moved, and returns those
+// staying looks again at holds until each has gone or moved, and names those
 // that did neither.
-func staying(holds []hold) []snapshot.Holder {
+func staying(holds []hold) []snapshot.Holder { return named(stayingHolds(holds)) }
+
+func named(holds []hold) []snapshot.Holder {
+	var h []snapshot.Holder
+	for _, x := range holds {
+		h = append(h, x.Holder)
+	}
+	return h
+}
+
+func stayingHolds(holds []hold) []hold {
 	for i := range holds {
 		holds[i].seize()
 	}
@@ -36,7 +46,7 @@ func staying(holds []hold) []snapshot.Holder {
 			h.release()
 		}
 	}()
-	var stay []snapshot.Holder
+	var stay []hold
 	left := slices.Clone(holds)
 	for end := time.Now().Add(holdPatience); len(left) > 0; {
 		time.Sleep(holdPause)
@@ -45,7 +55,7 @@ func staying(holds []hold) []snapshot.Holder {
 			switch {
 			case !h.still():
 			case h.seen >= holdLooks || time.Now().After(end):
-				stay = append(stay, h.Holder)
+				stay = append(stay, h)
 			default:
 				rest = append(rest, h)
 			}

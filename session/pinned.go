@@ -20,7 +20,7 @@ const stopGrace = 5 * time.Second
 // pinned names the tree's holders after the policy has been applied: none are
 // left under stop, and refuse makes them an error.
 func (s *Session) pinned(ctx context.Context) ([]snapshot.Holder, error) {
-	h, err := s.drv.Holders(ctx)
+	h, err := s.holders(ctx)
 	if err != nil || len(h) == 0 {
 		return nil, err
 	}
@@ -91,4 +91,13 @@ func parent(pid int) int {
 		return 0
 	}
 	return n
+}
+
+// holders names the tree's holders; under the policy seal, where it matters
+// whether there are any, those that are known will do.
+func (s *Session) holders(ctx context.Context) ([]snapshot.Holder, error) {
+	if r, ok := s.drv.(snapshot.Rememberer); ok && s.o.OnPinned == Seal {
+		return r.Held(ctx)
+	}
+	return s.drv.Holders(ctx)
 }

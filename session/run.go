@@ -214,7 +214,7 @@ func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash stri
 	old := s.rec.Head()
 	var others []snapshot.Snapshot // what they wrote while it ran
 	if dirty {
-		held, err := s.drv.Holders(ctx)
+		held, err := s.holders(ctx)
 		if err != nil {
 			return p, err
 		}

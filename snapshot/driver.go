@@ -149,6 +149,13 @@ type Elsewhere interface {
 	Elsewhere(ctx context.Context) ([]Holder, error)
 }
 
+// A Rememberer is a driver for which Holders is dear. Held names some if there
+// are any: those that were found lately and still hold the tree will do. It says
+// nobody only if Holders does.
+type Rememberer interface {
+	Held(ctx context.Context) ([]Holder, error)
+}
+
 // A Viewer is a driver that shows each view by a mount of its own. Views are the
 // mounts that have shown the tree since the host was booted, as far as that is
 // known, by their unique ids (STATX_MNT_ID_UNIQUE).

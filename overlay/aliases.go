@@ -251,22 +251,32 @@ func (d *Driver) groups(u unit) (map[uint64]bool, error) {
 	}
 	defer root.Close() //nolint:errcheck // O_PATH
 	seen, several := map[uint64]bool{}, map[uint64]bool{}
-	if err := countNames(root, seen, several); err != nil {
+	err = eachName(root, ".", func(_ string, ino uint64) {
+		if seen[ino] {
+			several[ino] = true
+		}
+		seen[ino] = true
+	})
+	if err != nil {
 		return nil, err
 	}
 	return several, writeGroups(file, several)
 }
 
-func countNames(dir *os.File, seen, several map[uint64]bool) error {
+// collectNames finds the names of all files below a directory of one layer.
+func collectNames(dir *os.File, path string, names map[uint64][]string) error {
+	return eachName(dir, path, func(path string, ino uint64) { names[ino] = append(names[ino], path) })
+}
+
+// eachName tells of what is no directory below a directory of one layer. What
+// goes away meanwhile is left out.
+func eachName(dir *os.File, path string, visit func(path string, ino uint64)) error {
 	var subs []string
 	err := readDirents(dir, func(d dirent) {
-		switch {
-		case d.kind == unix.DT_DIR:
+		if d.kind == unix.DT_DIR {
 			subs = append(subs, d.name)
-		case seen[d.ino]:
-			several[d.ino] = true
-		default:
-			seen[d.ino] = true
+		} else {
+			visit(join(path, d.name), d.ino)
 		}
 	})
 	for _, name := range subs {
@@ -274,8 +284,11 @@ func countNames(dir *os.File, seen, several map[uint64]bool) error {
 			return err
 		}
 		var sub *os.File
-		if sub, err = openAt(int(dir.Fd()), name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW); err == nil {
-			err = errors.Join(countNames(sub, seen, several), sub.Close())
+		sub, err = openAt(int(dir.Fd()), name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+		if err == nil {
+			err = errors.Join(eachName(sub, join(path, name), visit), sub.Close())
+		} else if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+			err = nil
 		}
 	}
 	return err

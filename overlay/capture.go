@@ -72,8 +72,9 @@ type capture struct {
 	blind   bool                // nothing was known
 	moved   map[identity]string // directories of the index by identity: their paths
 	origins origins
-	copies  map[inode]string // files that were copied: the first copy
-	shells  map[inode]string // and of those of which only the attributes were
+	named   map[uint64][]string // the upper's files by inode, if they were asked for
+	copies  map[inode]string    // files that were copied: the first copy
+	shells  map[inode]string    // and of those of which only the attributes were
 	buf     []byte
 }
 

@@ -101,14 +101,32 @@ func (c *capture) name(x, y *entry, t *todo, k *known, p *spot, name, path strin
 	if isDir(a) {
 		return c.directory(a, b, t, k, p, name, path, &st, there)
 	}
-	if !c.only(path) {
-		return nil // and what is known of it stays
+	if taken, err := c.takes(a, path); !taken || err != nil {
+		return err // and what is known of it stays
 	}
 	if err := c.leaf(a, b, p, name); err != nil {
 		return err
 	}
 	c.learn(k, name, &st, there)
 	return nil
+}
+
+// takes tells whether a path that is no directory is to be taken. A file with
+// several names is, if one of them is: who wrote it did so by any.
+func (c *capture) takes(a *entry, path string) (bool, error) {
+	if c.only(path) {
+		return true, nil
+	}
+	if a == nil || a.layer != 0 || a.st.Nlink == 1 {
+		return false, nil
+	}
+	if c.named == nil {
+		c.named = map[uint64][]string{}
+		if err := collectNames(c.after.roots[0], ".", c.named); err != nil {
+			return false, err
+		}
+	}
+	return slices.ContainsFunc(c.named[a.st.Ino], c.only), nil
 }
 
 // upperStat looks at a name in the live upper.

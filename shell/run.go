@@ -138,7 +138,7 @@ func checkEnv(env []string) error {
 }
 
 // run is Run on a live shell whose turn is held. If that dies before the command
-// began, a new one takes it.
+// began, and not of an interrupt, a new one takes it.
 func (s *Shell) run(ctx context.Context, c Command) (Result, error) {
 	st, err := parseContext(s.Context())
 	if err != nil {
@@ -150,7 +150,7 @@ func (s *Shell) run(ctx context.Context, c Command) (Result, error) {
 	}
 	res := Result{Started: time.Now()}
 	p, status, err := s.attempt(ctx, st, c, streams.redirect, &res)
-	if errors.Is(err, errIdle) {
+	if errors.Is(err, errIdle) && !res.TimedOut && !res.Interrupted {
 		p.release()
 		if _, err = s.ready(ctx); err == nil {
 			res = Result{Started: res.Started, Restarted: true}

@@ -264,7 +264,7 @@ func (c *commit) graftName(from, to target, n os.DirEntry, path string) error {
 // bare takes overlayfs's own attributes off a file, which nothing looks at in a
 // file that is whole. Is it not, bare tells so and takes nothing.
 func (t target) bare(regular bool) (special bool, err error) {
-	names, err := llistxattr(t.path())
+	names, err := t.xattrNames()
 	if err != nil {
 		return false, t.failed("listxattr", err)
 	}

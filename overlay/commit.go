@@ -112,7 +112,7 @@ func redirected(ctx context.Context, dir *os.File, joined bool) (bool, error) {
 // has tells whether t has one of overlayfs's own attributes. If it cannot be
 // told it has, which costs time and nothing else.
 func (t target) has(name string) bool {
-	_, err := unix.Lgetxattr(t.path(), private+name, nil)
+	err := t.probeXattr(private + name)
 	return !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP)
 }
 

@@ -74,7 +74,7 @@ func (t target) impose(from *os.File) error {
 // dropXattrs removes the attributes that are not wanted, overlayfs's own among
 // them.
 func (t target) dropXattrs(want map[string][]byte) error {
-	names, err := llistxattr(t.path())
+	names, err := t.xattrNames()
 	if err != nil {
 		return t.failed("listxattr", err)
 	}
@@ -89,11 +89,11 @@ func (t target) dropXattrs(want map[string][]byte) error {
 	return nil
 }
 
-// llistxattr lists the attributes of what path names, a link too.
-func llistxattr(path string) ([]string, error) {
+// xattrNames lists the attributes of what t names, a link too.
+func (t target) xattrNames() ([]string, error) {
 	buf := make([]byte, 512)
 	for {
-		n, err := unix.Llistxattr(path, buf)
+		n, err := t.listXattr(buf)
 		switch {
 		case errors.Is(err, unix.ERANGE):
 			buf = make([]byte, 4*len(buf))

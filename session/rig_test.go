@@ -16,10 +16,16 @@ import (
 	"deployx/snapshot"
 )
 
-// TestMain also plays the reader of late output.
+// TestMain also plays the reader of late output, and a service.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "late-output" {
 		if err := ReadLate(os.Args[2:]); err != nil {
+			panic(err)
+		}
+		os.Exit(0)
+	}
+	if len(os.Args) > 1 && os.Args[1] == "stream" {
+		if err := stream(os.Args[2]); err != nil {
 			panic(err)
 		}
 		os.Exit(0)

@@ -3,7 +3,10 @@ package session
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"hash/crc32"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -11,24 +14,68 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"deployx/snapshot"
 )
 
-// streamer appends numbers to three files of its directory about a thousand
-// times a second: by a descriptor that it keeps, by path, and by path under a
-// lock. It prints a line when it has begun, and ends when its input does.
-const streamer = `
-cd "$1"; exec 3>>fd; n=0; echo
-while read -t 0.001; [ $? -gt 128 ]; do
-	echo "$n $((n * 7919 % 10007))" >&3
-	echo "$n $((n * 7919 % 10007))" >>path
-	( flock 4; echo "$n $((n * 7919 % 10007))" >&4 ) 4>>locked
-	n=$((n + 1))
-done
-echo $n >count`
+// stream is a service: a thousand times a second it appends a number and its
+// checksum to three files of a directory, by a descriptor that it keeps, by path, and
+// by path under a lock. It prints a line when it has begun, and ends when its input
+// does; how many there were is in a fourth.
+func stream(dir string) error {
+	if err := os.Chdir(dir); err != nil {
+		return err
+	}
+	kept, err := os.OpenFile("fd", appending, 0o644)
+	if err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, os.Stdin)
+		ended <- err
+	}()
+	fmt.Println()
+	tick := time.NewTicker(time.Millisecond)
+	for n := 0; ; n++ {
+		select {
+		case err := <-ended:
+			return errors.Join(err, kept.Close(), os.WriteFile("count", []byte(strconv.Itoa(n)), 0o644))
+		case <-tick.C:
+		}
+		if _, err := kept.WriteString(line(n)); err != nil {
+			return err
+		}
+		for _, name := range []string{"path", "locked"} {
+			if err := appendTo(name, line(n), name == "locked"); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+const appending = os.O_CREATE | os.O_APPEND | os.O_WRONLY
+
+func line(n int) string {
+	return fmt.Sprintf("%d %08x\n", n, crc32.ChecksumIEEE([]byte(strconv.Itoa(n))))
+}
+
+func appendTo(name, text string, lock bool) error {
+	f, err := os.OpenFile(name, appending, 0o644)
+	if err != nil {
+		return err
+	}
+	if lock {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+	}
+	if err == nil {
+		_, err = f.WriteString(text)
+	}
+	return errors.Join(err, f.Close())
+}
 
 // TestSealedStream: a service writes a stream while commands run and are undone
 // and done again. No number is lost, doubled or reverted, and no command counts
@@ -36,7 +83,8 @@ echo $n >count`
 func TestSealedStream(t *testing.T) {
 	r := newRig(t)
 	r.run("mkdir -p data app; echo 0 > app/f")
-	cmd := exec.Command("bash", "-c", streamer, "bash", filepath.Join(r.tree, "data"))
+	cmd := exec.Command(os.Args[0], "stream", filepath.Join(r.tree, "data"))
+	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -52,7 +100,7 @@ func TestSealedStream(t *testing.T) {
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		t.Fatal(err)
 	}
-	steps := 12
+	steps := 200 // a minute for 500
 	if os.Getenv("DEPLOYX_SOAK") != "" {
 		steps = 500
 	}
@@ -82,7 +130,7 @@ func TestSealedStream(t *testing.T) {
 			}
 			redo--
 		default:
-			res, _ := r.run(fmt.Sprintf("cd $DEPLOYX_TREE; echo %d >> app/f; echo %d > app/n%d; sleep 0.05", i, i, i%5))
+			res, _ := r.run(fmt.Sprintf("cd $DEPLOYX_TREE; echo %d >> app/f; echo %d > app/n%d", i, i, i%5))
 			if got := res.Snapshot.Changes.Total(); got != 2 {
 				t.Errorf("step %d: the command counts %d changes, want 2", i, got)
 			}
@@ -115,9 +163,9 @@ func checkStreams(t *testing.T, dir string) {
 			t.Fatal(err)
 		}
 		n := 0
-		for line := range strings.Lines(string(b)) {
-			if want := fmt.Sprintf("%d %d\n", n, n*7919%10007); line != want {
-				t.Fatalf("%s: line %d is %q", name, n, line)
+		for got := range strings.Lines(string(b)) {
+			if got != line(n) {
+				t.Fatalf("%s: line %d is %q", name, n, got)
 			}
 			n++
 		}

@@ -49,6 +49,7 @@ func TestSystemd(t *testing.T) {
 	verified(t, m)
 	agentRestarts(t, b, m)
 	lastWords(t, b, m)
+	unitRestarts(t, m)
 
 	m.kill()
 	if got, err := os.ReadFile(m.path("srv/app/config")); err != nil || string(got) != "base\n" {
@@ -137,6 +138,56 @@ func lastWords(t *testing.T, b *board, m *machine) {
 		}
 		return false
 	})
+}
+
+// living works in its tree, and pins it: it writes down what it was started with,
+// and numbers, one after the other. All its writing is the shell's own: in a
+// container nobody tells where processes came from that have ended.
+const living = `[Service]
+WorkingDirectory=/srv/live
+ExecStart=/bin/sh -c 'read r <release; echo $r >running; n=$(tail -n 1 log); while :; do n=$((n+1)); echo $n >>log; sleep 0.01; done'
+`
+
+// unitRestarts: restarting a service that works in the tree is one of the commands.
+// What the service wrote is kept when they are undone.
+func unitRestarts(t *testing.T, m *machine) {
+	must := func(args ...string) string { t.Helper(); return m.must(append([]string{"deployx"}, args...)...) }
+	run := func(text string) string { t.Helper(); return must("run", "--json", "--tree", "/srv/live", "--", text) }
+	running := func(want string) {
+		t.Helper()
+		m.eventually("the service runs "+want, func() bool { return m.read("/srv/live/running") == want+"\n" })
+	}
+	m.write("srv/live/release", "base\n")
+	m.write("srv/live/log", "0\n")
+	m.write("etc/systemd/system/living.service", living)
+	m.must("systemctl", "daemon-reload")
+	run("echo one >release")
+	m.must("systemctl", "start", "living.service")
+	running("one")
+	for range 3 {
+		out := run("echo two >release; systemctl restart living.service")
+		if !strings.Contains(out, `"sealed"`) {
+			t.Errorf("a command under a service: %s", out)
+		}
+		running("two")
+		must("rollback", "--tree", "/srv/live", "--last", "1")
+		if got := m.read("/srv/live/release"); got != "one\n" {
+			t.Errorf("after the rollback the release is %q", got)
+		}
+		run("systemctl restart living.service")
+		running("one")
+	}
+	m.must("systemctl", "stop", "living.service")
+	lines := strings.Fields(m.read("/srv/live/log"))
+	if len(lines) < 10 {
+		t.Errorf("%d numbers", len(lines))
+	}
+	for i, line := range lines {
+		if line != strconv.Itoa(i) {
+			t.Fatalf("of %d numbers, %d is %s", len(lines), i, line)
+		}
+	}
+	must("rollback", "--tree", "/srv/live", "--all", "--drift", "drop")
 }
 
 // shownFirst: the trees were shown before the service started that needs one.

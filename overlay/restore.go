@@ -20,25 +20,25 @@ var _ snapshot.Restorer = (*Driver)(nil)
 
 // Restore changes the shown tree by ordinary file operations, wherever two
 // stacks differ. See snapshot.Restorer.
-func (d *Driver) Restore(ctx context.Context, v snapshot.View, from, to []snapshot.LayerID) error {
+func (d *Driver) Restore(ctx context.Context, v snapshot.View, from, to []snapshot.LayerID, again bool) (left []string, err error) {
 	d.indexMu.Lock()
 	defer d.indexMu.Unlock()
 	ix := d.index(v.Open)
 	ix.holdsFor(from)
 	if err := d.Fits(ctx, to); err != nil {
-		return err
+		return nil, err
 	}
-	r := restore{ctx: ctx, links: map[inode]string{}}
+	r := restore{ctx: ctx, links: map[inode]string{}, again: again}
 	if err := r.run(d, from, to); err != nil {
-		return err
+		return nil, err
 	}
 	if err := d.notePlaced(ix, v.Open, r.made); err != nil {
-		return err
+		return nil, err
 	}
 	// What the index says is still so: where the stacks differ the tree has been
 	// changed, which moves a ctime.
 	ix.Top, ix.dirty = last(to), true
-	return ix.save()
+	return r.left, ix.save()
 }
 
 // A restore is one call of Restore. It works through descriptors: the tree's
@@ -48,6 +48,8 @@ type restore struct {
 	root  *os.File         // of the shown tree
 	links map[inode]string // files made: where the first name is
 	made  []string         // directories, with all in them
+	again bool             // the tree may be anywhere between the two states
+	left  []string         // what others wrote meanwhile, in a restore that is done again
 }
 
 func (r *restore) run(d *Driver, from, to []snapshot.LayerID) (err error) {
@@ -209,9 +211,12 @@ func openDirIn(at *os.File, name string) (*os.File, error) {
 
 // converge makes one name what the goal has there, whatever it is now.
 func (r *restore) converge(at *os.File, was, goal *entry, name, path string) (bool, error) {
+	if others, err := r.others(at, was, goal, name, path); others || err != nil {
+		return false, err
+	}
 	switch {
 	case goal == nil:
-		return r.remove(at, was, name)
+		return r.remove(at, was, name, path)
 	case isDir(goal):
 		return true, r.makeDir(at, goal, name, path)
 	}
@@ -220,6 +225,37 @@ func (r *restore) converge(at *os.File, was, goal *entry, name, path string) (bo
 		return done, err
 	}
 	return true, r.replace(at, was, goal, name, path)
+}
+
+// others tells whether a name has been written to by others since the last look: it
+// is neither what it was nor what it is to be. That is left alone if the work is done
+// again, and is an error else.
+func (r *restore) others(at *os.File, was, goal *entry, name, path string) (bool, error) {
+	f, st, err := openEntry(at, name)
+	if f == nil || err != nil {
+		return false, err
+	}
+	defer f.Close() //nolint:errcheck // O_PATH
+	now := &entry{f: f, st: st}
+	for _, e := range []*entry{was, goal} {
+		if e == nil || (st.Mode^e.st.Mode)&unix.S_IFMT != 0 {
+			continue
+		}
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			return false, nil
+		}
+		if same, err := sameContent(now, e); same || err != nil {
+			return false, err
+		}
+	}
+	if r.again {
+		r.left = append(r.left, path)
+		return true, nil
+	}
+	return true, &snapshot.Error{
+		Code: snapshot.CodeDriftConflict, Msg: "others wrote in the last moment to what would be undone:", Paths: []string{path},
+		Hint: "nothing has been undone; try again, or copy it away first",
+	}
 }
 
 // inPlace sees whether a file has the right content already, and gives it its
@@ -252,12 +288,15 @@ func (r *restore) inPlace(at *os.File, goal *entry, name, path string) (bool, er
 
 // remove takes away what was there. A directory in which others have made
 // something since stays, with that.
-func (r *restore) remove(at *os.File, was *entry, name string) (bool, error) {
+func (r *restore) remove(at *os.File, was *entry, name, path string) (bool, error) {
 	sub, err := openDirIn(at, name)
 	if err != nil {
 		return false, err
 	}
 	if sub == nil {
+		if others, err := r.others(at, was, nil, name, path); others || err != nil {
+			return true, err
+		}
 		return true, unlink(at, name)
 	}
 	defer sub.Close() //nolint:errcheck // read only
@@ -269,7 +308,7 @@ func (r *restore) remove(at *os.File, was *entry, name string) (bool, error) {
 		for n := range names {
 			f, err := was.dir.lookup(n, false)
 			if err == nil && f != nil {
-				_, err = r.remove(sub, f, n)
+				_, err = r.remove(sub, f, n, join(path, n))
 			}
 			f.close()
 			if err != nil {

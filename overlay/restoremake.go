@@ -28,7 +28,7 @@ func (r *restore) replace(at *os.File, was, goal *entry, name, path string) erro
 	crash.Point("overlay.restoring")
 	err := unix.Renameat(int(at.Fd()), tmp, int(at.Fd()), name)
 	if errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOTEMPTY) {
-		if _, err = r.remove(at, was, name); err == nil {
+		if _, err = r.remove(at, was, name, path); err == nil {
 			err = unix.Renameat(int(at.Fd()), tmp, int(at.Fd()), name)
 		}
 	}

@@ -28,11 +28,11 @@ func (s *Session) goInPlace(ctx context.Context, from, to snapshot.Head, u *Undo
 		return err
 	}
 	crash.Point("session.rolled")
-	if err := s.restore(ctx); err != nil {
+	if err := s.restore(ctx, false); err != nil {
 		back := from
 		back.Restoring = &snapshot.Restoring{From: to.Snapshot}
 		err = errors.Join(err, s.move(back))
-		return errors.Join(err, s.restore(ctx))
+		return errors.Join(err, s.restore(ctx, true))
 	}
 	u.Duration, u.InPlace = time.Since(start), true
 	u.Stale = before.stale(func() ([]snapshot.Change, error) { return s.changesOf(ctx, u.Dropped) })
@@ -41,8 +41,9 @@ func (s *Session) goInPlace(ctx context.Context, from, to snapshot.Head, u *Undo
 	return err
 }
 
-// restore brings a pinned tree to where the record is already.
-func (s *Session) restore(ctx context.Context) error {
+// restore brings a pinned tree to where the record is already; again, if that was
+// begun before. What others wrote in the meantime stays then, and is warned of.
+func (s *Session) restore(ctx context.Context, again bool) error {
 	h := s.rec.Head()
 	if h.Restoring == nil {
 		return nil
@@ -63,8 +64,16 @@ func (s *Session) restore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.sparing(func() error { return r.Restore(ctx, v, from, to) }); err != nil {
+	var left []string
+	err = s.sparing(func() (err error) {
+		left, err = r.Restore(ctx, v, from, to, again)
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("restore in place: %w", err)
+	}
+	if len(left) > 0 {
+		s.o.Warn(fmt.Sprintf("others wrote to these while the tree was put back; they stay as they are: %q", left))
 	}
 	crash.Point("session.restored")
 	h.Restoring = nil

@@ -200,7 +200,7 @@ func (s *Session) converge(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := s.restore(ctx); err != nil {
+	if err := s.restore(ctx, true); err != nil {
 		return err
 	}
 	if err := s.settleCut(ctx, again); err != nil {

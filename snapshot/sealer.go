@@ -31,11 +31,16 @@ type CaptureOptions struct {
 // gets the old or the new; entries in which from and to agree are not touched, and
 // what others made meanwhile in a directory that is to go stays, with the
 // directory. Killed anywhere and called again with the same arguments it finishes
-// the job. After an error a call with from and to exchanged takes it back.
+// the job. After an error a call with from and to exchanged takes it back. Both
+// are told by again.
+//
+// A path that others have written to since the state from, and that is to be changed,
+// is an error (CodeDriftConflict). Again, it is left as it is and named: the next
+// capture finds it.
 //
 // A process that has a file open keeps the old one.
 type Restorer interface {
-	Restore(ctx context.Context, v View, from, to []LayerID) error
+	Restore(ctx context.Context, v View, from, to []LayerID, again bool) (left []string, err error)
 }
 
 // A Watcher is a driver that can tell who changes a shown tree.

@@ -141,9 +141,32 @@ func TestUncoveredHeld(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	bash(t, r.tree, "test $(cat data/n) = 1")
+	hold(t, filepath.Join(r.tree, "d"))
+	beneathMount(t, r)
 	if _, err := r.Rollback(context.Background(), Target{All: true}, RollbackOptions{}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// beneathMount undoes what was done to a directory that has been mounted over
+// since: below the mount, and not in it.
+func beneathMount(t *testing.T, r *rig) {
+	r.run("mkdir x; echo 1 > x/f; echo 1 > x/gone")
+	two, _ := r.run("echo 2 > x/f; echo 2 > x/g; rm x/gone")
+	bash(t, r.tree, "mount -t tmpfs x x; echo mine > x/f; echo mine > x/g")
+	r.rollback(two.Snapshot.ID)
+	bash(t, r.tree, "test $(cat x/f x/g | uniq) = mine; ! test -e x/gone; umount x; test $(cat x/f x/gone | uniq) = 1; ! test -e x/g")
+}
+
+// TestUncoveredBeneath is that in a tree which nobody holds.
+func TestUncoveredBeneath(t *testing.T) {
+	onBoth(t, func(t *testing.T, r *rig) {
+		r.withMount()
+		beneathMount(t, r)
+		if _, err := r.Rollback(context.Background(), Target{All: true}, RollbackOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 // TestUncoveredCommit: a commit changes base below the mounts, and the tree is a

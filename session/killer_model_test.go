@@ -130,10 +130,13 @@ func removeBelow(f files, path string) {
 }
 
 // stages are the trees before a command, after each of its changes, and at its
-// end.
+// end. What a move replaces is gone before.
 func stages(f files, cs []change) []files {
 	all := []files{f}
 	for _, c := range cs {
+		if _, there := f[c.Path]; c.Kind == "move" && there && c.Path != c.To {
+			all = append(all, change{"remove", c.To, ""}.apply(f))
+		}
 		f = c.apply(f)
 		all = append(all, f)
 	}

@@ -241,6 +241,17 @@ func readDirents(dir *os.File, visit func(dirent)) error {
 // groups are the inodes that have several names in a sealed layer or run. They
 // are found once and kept in the file "links" there, which is derived.
 func (d *Driver) groups(u unit) (map[uint64]bool, error) {
+	if several, ok := d.alone.groupsOf(u.dir); ok {
+		return several, nil
+	}
+	several, err := d.readGroups(u)
+	if err == nil {
+		d.alone.remember(u.dir, several)
+	}
+	return several, err
+}
+
+func (d *Driver) readGroups(u unit) (map[uint64]bool, error) {
 	file := filepath.Join(u.dir, "links")
 	if b, err := os.ReadFile(file); err == nil && strings.HasSuffix(string(b), groupsEnd) {
 		return parseGroups(string(b)), nil

@@ -64,6 +64,9 @@ func (d *Driver) join(ctx context.Context, open snapshot.LayerID) error {
 		return nil
 	}
 	j, err := d.lacking(open)
+	if err == nil && len(j.names) > 0 {
+		err = d.dropAlone(open, &j)
+	}
 	if err != nil || len(j.names) == 0 {
 		return err
 	}
@@ -89,8 +92,15 @@ func (d *Driver) joinShown(ctx context.Context, layers []snapshot.LayerID) error
 // A joining is files of the open layer that may lack names.
 type joining struct {
 	names  []string // in the index
+	of     map[string]copied
 	upper  map[inode]bool
 	lowers map[inode]bool
+}
+
+// copied is what an entry of the index stands for.
+type copied struct {
+	upper, lower inode
+	layered      bool // the lower is a layer's file, not base's
 }
 
 func (d *Driver) indexDir(open snapshot.LayerID) string {
@@ -108,7 +118,13 @@ func (d *Driver) lacking(open snapshot.LayerID) (j joining, err error) {
 	if err != nil || len(names) == 0 {
 		return j, err
 	}
-	done := map[string]bool{}
+	done := d.alone.known(open)
+	if len(done) == len(names) {
+		return j, nil
+	}
+	if done == nil {
+		done = map[string]bool{}
+	}
 	b, err := os.ReadFile(d.joined(open))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return j, err
@@ -116,7 +132,7 @@ func (d *Driver) lacking(open snapshot.LayerID) (j joining, err error) {
 	for line := range strings.Lines(string(b)) {
 		done[strings.TrimSuffix(line, "\n")] = true
 	}
-	j.upper, j.lowers = map[inode]bool{}, map[inode]bool{}
+	j.of, j.upper, j.lowers = map[string]copied{}, map[inode]bool{}, map[inode]bool{}
 	for _, name := range names {
 		if !done[name] {
 			if err := d.lacks(open, name, &j); err != nil {
@@ -155,7 +171,7 @@ func (d *Driver) lacks(open snapshot.LayerID, name string, j *joining) error {
 	if err != nil || bytes.HasPrefix(n, []byte("U-")) {
 		return err
 	}
-	lower, err := d.lowerOf(name)
+	lower, layered, err := d.lowerOf(name)
 	if err != nil || lower == (inode{}) {
 		return err
 	}
@@ -163,25 +179,27 @@ func (d *Driver) lacks(open snapshot.LayerID, name string, j *joining) error {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return &fs.PathError{Op: "fstat", Path: f.Name(), Err: err}
 	}
-	j.names = append(j.names, name)
-	j.upper[inode{st.Dev, st.Ino}], j.lowers[lower] = true, true
+	upper := inode{st.Dev, st.Ino}
+	j.names, j.of[name] = append(j.names, name), copied{upper, lower, layered}
+	j.upper[upper], j.lowers[lower] = true, true
 	return nil
 }
 
 // lowerOf finds the lower file of an entry of the index, whose name is the
 // file's handle in hexadecimal (struct ovl_fb: version, magic, length, flags,
-// type, the file system's UUID, and the handle). Zero if it has gone.
-func (d *Driver) lowerOf(name string) (inode, error) {
+// type, the file system's UUID, and the handle). Zero if it has gone. layered means
+// that one of its names is known to lie in a layer; it may be so without that.
+func (d *Driver) lowerOf(name string) (file inode, layered bool, err error) {
 	const head = 5 + 16
 	b, err := hex.DecodeString(name)
 	if err != nil || len(b) <= head {
-		return inode{}, nil // a file that is being made
+		return inode{}, false, nil // a file that is being made
 	}
 	handle := unix.NewFileHandle(int32(b[4]), b[head:])
 	for _, dir := range []string{d.layers, d.base()} {
 		at, err := os.Open(dir)
 		if err != nil {
-			return inode{}, err
+			return inode{}, false, err
 		}
 		fd, err := unix.OpenByHandleAt(int(at.Fd()), handle, unix.O_PATH|unix.O_CLOEXEC)
 		at.Close() //nolint:errcheck // read only
@@ -190,13 +208,14 @@ func (d *Driver) lowerOf(name string) (inode, error) {
 		}
 		var st unix.Stat_t
 		err = unix.Fstat(fd, &st)
-		unix.Close(fd) //nolint:errcheck // O_PATH
+		path, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd)) //nolint:errcheck // then it is not known
+		unix.Close(fd)                                              //nolint:errcheck // O_PATH
 		if err != nil {
-			return inode{}, os.NewSyscallError("fstat", err)
+			return inode{}, false, os.NewSyscallError("fstat", err)
 		}
-		return inode{st.Dev, st.Ino}, nil
+		return inode{st.Dev, st.Ino}, within(path, d.layers) && !strings.HasSuffix(path, " (deleted)"), nil
 	}
-	return inode{}, nil
+	return inode{}, false, nil
 }
 
 // copyUp has the kernel copy names of the tree up, by setting a time of access

@@ -66,6 +66,7 @@ type Driver struct {
 	merging  merging
 	standing standing
 	held     remembered
+	alone    alone
 
 	mergeAbove, mergeLeast, mergeMust int // tests lower them
 	patience                          time.Duration

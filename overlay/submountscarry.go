@@ -134,7 +134,11 @@ func (s *submounts) shelter() error {
 		return err
 	}
 	for _, m := range now.list {
-		if err := m.attach(base); err != nil && !missing(err) { // base need not have a place for each
+		err := m.attach(base)
+		if errors.Is(err, unix.EXDEV) || missing(err) {
+			continue // it stands there already, left by one who was killed; or base has no place for it
+		}
+		if err != nil {
 			return errors.Join(err, s.d.unveil())
 		}
 	}

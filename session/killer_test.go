@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -97,14 +98,18 @@ func killMany(t *testing.T, driver string, rounds int) {
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	k := &killer{TB: t, dir: testns.NewImage(t, testns.ImageOptions{Size: 256 << 20}).Dir, driver: driver, at: map[snapshot.ID]files{"": {}}, now: files{}, found: map[string]int{}}
 	defer unmountAll(t, filepath.Join(k.dir, "srv", "app"))
+	before := ""
 	for round := range rounds {
 		delay := time.Duration(rnd.Int64N(int64(killerDelay)))
+		was, loose := k.head, slices.Clone(k.loose)
 		k.child(seed+uint64(round), delay)
 		last, ops := k.replay(filepath.Join(k.dir, "log"))
 		k.check(last)
 		if t.Failed() {
+			t.Logf("was at %s, with %q loose; before that:\n%s", was, loose, before)
 			t.Fatalf("round %d, killed after %s in:\n%s", round, delay, ops)
 		}
+		before = ops
 	}
 	t.Logf("killed in: %v", k.found)
 	for _, what := range []string{"run", "rollback", "commit", "unfinished"} {
@@ -222,7 +227,7 @@ func (k *killer) done(n note) {
 	case "redo":
 		k.now = k.at[n.Head]
 	case "commit":
-		k.at[n.Head] = k.now // what others had written may be its newest entry
+		k.keepDropped(n.Head) // what others had written may be its newest entry
 	case "forget":
 		k.at = map[snapshot.ID]files{n.Head: k.now}
 	}
@@ -264,8 +269,8 @@ func (k *killer) noteDrift(id snapshot.ID) {
 	}
 }
 
-// keepDropped does the same for the entry that a rollback made of drift, which
-// redo leads to.
+// keepDropped does the same for an entry that a commit, or a rollback whose redo
+// leads to it, made of drift. One that was there already does not change.
 func (k *killer) keepDropped(left snapshot.ID) {
 	if _, ok := k.at[left]; !ok {
 		k.at[left] = k.now

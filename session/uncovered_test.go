@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"deployx/internal/mounts"
+	"deployx/overlay"
 	"deployx/snapshot"
 )
 
@@ -85,7 +86,8 @@ func uncovered(t *testing.T, r *rig) {
 		if !errors.As(err, &e) || e.Code != snapshot.CodeTreeBusy || len(e.Holders) != 1 || e.Holders[0].Path != filepath.Join(r.tree, "new/deep") {
 			t.Errorf("%+v: %v", target, err)
 		}
-		if now := r.rec.Head(); now.Seq != head.Seq {
+		// The driver that copies finds out while it restores, and goes back.
+		if now := r.rec.Head(); now.Snapshot != head.Snapshot || r.opts.Tree.Driver == overlay.Name && now.Seq != head.Seq {
 			t.Errorf("the head moved: %+v", now)
 		}
 	}

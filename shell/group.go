@@ -40,8 +40,11 @@ type fallback struct{ noCgroup, noSlack, noSteal bool }
 
 const defaultSlack = 50_000 // ns: prctl(2), PR_SET_TIMERSLACK
 
-// tags is a process-wide counter, so that two shells do not share a tag for long.
+// tags is a process-wide counter, so that two shells do not share a tag for long. It
+// begins elsewhere in each process, for those of another owner are told apart by it too.
 var tags atomic.Int64
+
+func init() { tags.Store(int64(os.Getpid()) * 7919 % defaultSlack) }
 
 func newGroup(force fallback) *group {
 	g := &group{force: force}

@@ -1,7 +1,6 @@
 package overlay
 
 import (
-	"maps"
 	"slices"
 	"sync"
 
@@ -40,14 +39,15 @@ func (a *alone) groupsOf(dir string) (several map[uint64]bool, ok bool) {
 	return several, ok
 }
 
-// known are those of an open layer.
-func (a *alone) known(open snapshot.LayerID) map[string]bool {
+// without are the names that are not known to be alone in an open layer. One that is
+// may have left the index since, so that their number says nothing.
+func (a *alone) without(open snapshot.LayerID, names []string) []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.open != open {
-		return nil
+		return names
 	}
-	return maps.Clone(a.names)
+	return slices.DeleteFunc(names, func(n string) bool { return a.names[n] })
 }
 
 func (a *alone) add(open snapshot.LayerID, name string) {
@@ -70,20 +70,27 @@ func (d *Driver) dropAlone(open snapshot.LayerID, j *joining) error {
 		if !files.layered {
 			continue
 		}
-		several := false
-		for _, u := range units {
-			some, err := d.hasGroups(u, map[inode]bool{files.lower: true})
-			if err != nil {
-				return err
-			}
-			several = several || some
+		grouped, err := d.inGroup(units, files.lower)
+		if err != nil {
+			return err
 		}
-		if !several {
+		if !grouped {
 			j.drop(name)
 			d.alone.add(open, name)
 		}
 	}
 	return nil
+}
+
+// inGroup tells whether a file has several names in any of the units.
+func (d *Driver) inGroup(units []unit, file inode) (bool, error) {
+	for _, u := range units {
+		several, err := d.groups(u)
+		if err != nil || several[file.ino] {
+			return true, err
+		}
+	}
+	return false, nil
 }
 
 // drop takes an entry of the index away.

@@ -118,13 +118,11 @@ func (d *Driver) lacking(open snapshot.LayerID) (j joining, err error) {
 	if err != nil || len(names) == 0 {
 		return j, err
 	}
-	done := d.alone.known(open)
-	if len(done) == len(names) {
+	names = d.alone.without(open, names)
+	if len(names) == 0 {
 		return j, nil
 	}
-	if done == nil {
-		done = map[string]bool{}
-	}
+	done := map[string]bool{}
 	b, err := os.ReadFile(d.joined(open))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return j, err

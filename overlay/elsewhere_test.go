@@ -1,7 +1,6 @@
 package overlay
 
 import (
-	"bufio"
 	"context"
 	"os"
 	"os/exec"
@@ -21,28 +20,13 @@ func inNamespace(t *testing.T, propagation, script string, args ...string) (tell
 	t.Helper()
 	cmd := exec.Command("unshare", append([]string{"-m", "--propagation", propagation, "bash", "-c", script + "\nwhile read -r line; do eval \"$line\"; done", "bash"}, args...)...)
 	cmd.Dir, cmd.Stderr = "/", os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	lines := bufio.NewReader(out)
+	in, out := testns.Start(t, cmd)
 	tell = func(text string) string {
 		t.Helper()
 		if _, err := in.Write([]byte(text + "; echo\n")); err != nil {
 			t.Fatal(err)
 		}
-		line, err := lines.ReadString('\n')
-		if err != nil {
-			t.Fatal(err)
-		}
-		return strings.TrimSpace(line)
+		return strings.TrimSpace(testns.Line(t, out))
 	}
 	done := false
 	stop = func() {

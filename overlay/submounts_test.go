@@ -264,20 +264,8 @@ func TestSubmountHolders(t *testing.T) {
 		t.Helper()
 		cmd := exec.Command("bash", "-c", script+"; echo up; read x")
 		cmd.Dir = r.dir
-		in, err := cmd.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := out.Read(make([]byte, 3)); err != nil {
-			t.Fatal(err)
-		}
+		in, out := testns.Start(t, cmd)
+		testns.Line(t, out)
 		return func() { in.Close(); cmd.Wait() } //nolint:errcheck // it ends as it likes
 	}
 	for _, c := range []struct {

@@ -1,7 +1,6 @@
 package session
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"deployx/internal/crash"
+	"deployx/internal/testns"
 	"deployx/internal/treecmp"
 	"deployx/snapshot"
 )
@@ -214,22 +214,9 @@ func TestCommitPinnedChurn(t *testing.T) {
 	r := newRig(t)
 	r.run("X=1; mkdir -p $DEPLOYX_TREE/data")
 	cmd := exec.Command("bash", "-c", churner, "bash", filepath.Join(r.tree, "data"))
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	pipe, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	in, out := testns.Start(t, cmd)
 	defer func() { unix.Kill(cmd.Process.Pid, unix.SIGKILL); cmd.Wait() }() //nolint:errcheck // it may have ended
-	out := bufio.NewReader(pipe)
-	if _, err := out.ReadString('\n'); err != nil {
-		t.Fatal(err)
-	}
+	testns.Line(t, out)
 	whole := 0
 	rounds := 8
 	if os.Getenv("DEPLOYX_SOAK") != "" {
@@ -243,10 +230,7 @@ func TestCommitPinnedChurn(t *testing.T) {
 	}
 	t.Logf("%d of %d whole", whole, rounds)
 	in.Close() //nolint:errcheck // ends it
-	line, err := out.ReadString('\n')
-	if err != nil {
-		t.Fatal(err)
-	}
+	line := testns.Line(t, out)
 	if err := cmd.Wait(); err != nil {
 		t.Fatal(err)
 	}

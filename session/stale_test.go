@@ -1,7 +1,6 @@
 package session
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"os"
@@ -10,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"deployx/internal/testns"
 	"deployx/snapshot"
 )
 
@@ -19,24 +19,14 @@ func (r *rig) server(t *testing.T, dir, text string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(r.tree, "bash"), append([]string{"-c", text + "; echo up; read x"}, args...)...)
 	cmd.Dir = dir
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	in, out := testns.Start(t, cmd)
 	t.Cleanup(func() {
 		if err := errors.Join(in.Close(), cmd.Wait()); err != nil && cmd.ProcessState.ExitCode() != 1 { // read found the end
 			t.Error(err)
 		}
 	})
-	if line, err := bufio.NewReader(out).ReadString('\n'); line != "up\n" {
-		t.Fatal(line, err)
+	if line := testns.Line(t, out); line != "up\n" {
+		t.Fatal(line)
 	}
 	return cmd
 }

@@ -1,7 +1,6 @@
 package session
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"deployx/internal/testns"
 	"deployx/snapshot"
 )
 
@@ -85,21 +85,9 @@ func TestSealedStream(t *testing.T) {
 	r.run("mkdir -p data app; echo 0 > app/f")
 	cmd := exec.Command(os.Args[0], "stream", filepath.Join(r.tree, "data"))
 	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	in, out := testns.Start(t, cmd)
 	defer func() { unix.Kill(cmd.Process.Pid, unix.SIGKILL); cmd.Wait() }() //nolint:errcheck // it may have ended
-	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		t.Fatal(err)
-	}
+	testns.Line(t, out)
 	steps := 200 // a minute for 500
 	if os.Getenv("DEPLOYX_SOAK") != "" {
 		steps = 500

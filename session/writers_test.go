@@ -1,11 +1,11 @@
 package session
 
 import (
-	"bufio"
 	"os"
 	"os/exec"
 	"testing"
 
+	"deployx/internal/testns"
 	"deployx/snapshot"
 )
 
@@ -49,22 +49,10 @@ func TestSealedShortLived(t *testing.T) {
 	r := newRig(t)
 	r.run("mkdir data app; chmod 755 data")
 	cmd := exec.Command("bash", "-c", shortLived, "bash", r.tree+"/data")
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	in, out := testns.Start(t, cmd)
 	defer cmd.Wait() //nolint:errcheck // it ends with its input
 	defer in.Close() //nolint:errcheck // a pipe
-	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		t.Fatal(err)
-	}
+	testns.Line(t, out)
 	for range 10 {
 		res, _ := r.run("cd $DEPLOYX_TREE; echo x >> app/f")
 		if got := res.Snapshot.Changes.Total(); got != 1 {

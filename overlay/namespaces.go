@@ -6,6 +6,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"deployx/internal/mounts"
 )
 
 // Since Linux 6.12 the kernel itself lists the mount namespaces (NS_MNT_GET_NEXT,
@@ -18,50 +20,23 @@ import (
 // there, and copies that follow it and that nobody holds. False means that it is
 // not known: the mounts and processes must be looked through.
 func (d *Driver) onlyHere() bool {
-	shown, dev, err := shownOn(d.tree)
+	shown, dev, err := mounts.UniqueID(d.tree)
 	if err != nil {
 		return false
 	}
-	parent, group := uint64(0), uint64(0)
 	only := true
 	err = eachNamespace(func(ns namespace) error {
 		copies, err := ns.mountsOf(dev, shown)
 		if err != nil || len(copies) == 0 {
 			return err
 		}
-		if ns.own || len(copies) > 1 {
-			only = false
-			return errEnough
-		}
-		if parent == 0 {
-			at, err := statMount(0, shown)
-			if err != nil {
-				return err
-			}
-			parent = at.parent
-			above, err := statMount(0, parent)
-			if err != nil {
-				return err
-			}
-			group = above.group
-		}
-		if !ns.follows(copies[0].parent, group) || !ns.idle(d.tree, copies[0].id) {
-			only = false
+		only = !ns.own && len(copies) == 1 && ns.follows(copies[0].Parent, shown) && ns.idle(d.tree, copies[0].ID)
+		if !only {
 			return errEnough
 		}
 		return nil
 	})
 	return err == nil && only
-}
-
-// shownOn is the unique id of the mount on the tree, and its device.
-func shownOn(tree string) (id, dev uint64, err error) {
-	var st unix.Statx_t
-	err = unix.Statx(unix.AT_FDCWD, tree, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID_UNIQUE, &st)
-	if err == nil && st.Mask&unix.STATX_MNT_ID_UNIQUE == 0 {
-		err = unix.ENOSYS
-	}
-	return st.Mnt_id, unix.Mkdev(st.Dev_major, st.Dev_minor), err
 }
 
 // namespace is a mount namespace.
@@ -148,82 +123,54 @@ func nsIoctl(fd int, request uint) (ret int, id uint64, err error) {
 	return int(r), info.id, nil
 }
 
-// mountIDRequest is struct mnt_id_req of linux/mount.h, MNT_ID_REQ_SIZE_VER1.
-type mountIDRequest struct {
-	size, _       uint32
-	id, param, ns uint64
-}
-
-func newMountIDRequest(ns, id, param uint64) mountIDRequest {
-	return mountIDRequest{size: uint32(unsafe.Sizeof(mountIDRequest{})), id: id, param: param, ns: ns}
-}
-
-// mountStat is what we use of struct statmount of linux/mount.h.
-type mountStat struct {
-	id, parent, dev uint64
-	group, master   uint64 // as shared:N and master:N in mountinfo; 0 for none
-}
-
-// statMount is statmount(2) in the namespace ns; 0 is ours.
-func statMount(ns, id uint64) (m mountStat, err error) {
-	const sbBasic, mntBasic = 1, 2 // STATMOUNT_*
-	var b struct {
-		size, _       uint32
-		mask          uint64
-		major, minor  uint32
-		_             [2]uint64 // magic, flags, type
-		id, parent    uint64
-		_             uint64 // the old ids
-		_, _          uint64 // attributes, propagation
-		group, master uint64
-		_             [416]byte
-	}
-	req := newMountIDRequest(ns, id, sbBasic|mntBasic)
-	_, _, errno := unix.Syscall6(unix.SYS_STATMOUNT, uintptr(unsafe.Pointer(&req)), uintptr(unsafe.Pointer(&b)), unsafe.Sizeof(b), 0, 0, 0)
-	if errno != 0 {
-		return m, errno
-	}
-	if b.mask&(sbBasic|mntBasic) != sbBasic|mntBasic {
-		return m, unix.ENOTSUP
-	}
-	return mountStat{id: b.id, parent: b.parent, dev: unix.Mkdev(b.major, b.minor), group: b.group, master: b.master}, nil
-}
-
 // mountsOf are the mounts of a device that were made after another mount: every
 // copy of a mount is newer than it, for the kernel counts its unique ids up.
-func (n namespace) mountsOf(dev, after uint64) (mounts []mountStat, err error) {
-	const root = ^uint64(0) // LSMT_ROOT: all of the namespace
+func (n namespace) mountsOf(dev, after uint64) (found []mounts.Mount, err error) {
 	ids := make([]uint64, 64)
 	for {
-		req := newMountIDRequest(n.id, root, after)
-		got, _, errno := unix.Syscall6(unix.SYS_LISTMOUNT, uintptr(unsafe.Pointer(&req)), uintptr(unsafe.Pointer(&ids[0])), uintptr(len(ids)), 0, 0, 0)
-		if errno != 0 {
-			return nil, errno
+		got, err := mounts.List(n.id, mounts.Root, after, ids)
+		if err != nil {
+			return nil, err
 		}
 		for _, id := range ids[:got] {
-			m, err := statMount(n.id, id)
+			after = id
+			m, err := mounts.Stat(n.id, id)
 			if errors.Is(err, unix.ENOENT) {
 				continue // unmounted meanwhile
 			}
 			if err != nil {
 				return nil, err
 			}
-			if m.dev == dev {
-				mounts = append(mounts, m)
+			if m.Dev == dev {
+				found = append(found, m)
 			}
-			after = id
 		}
-		if int(got) < len(ids) {
-			return mounts, nil
+		if got < len(ids) {
+			return found, nil
 		}
 	}
 }
 
-// follows tells whether what is mounted on the group's members is mounted on that
-// mount too (mount_namespaces(7)).
-func (n namespace) follows(mount, group uint64) bool {
-	m, err := statMount(n.id, mount)
-	return err == nil && group != 0 && (m.group == group || m.master == group)
+// follows tells whether what is mounted beside shown, a mount of ours, is mounted on
+// that mount too (mount_namespaces(7)).
+func (n namespace) follows(mount, shown uint64) bool {
+	group := groupAround(shown)
+	m, err := mounts.Stat(n.id, mount)
+	return err == nil && group != 0 && (m.Group == group || m.Master == group)
+}
+
+// groupAround is the peer group of the mount that one of ours stands on; 0 if it is
+// private.
+func groupAround(shown uint64) uint64 {
+	m, err := mounts.Stat(0, shown)
+	if err != nil {
+		return 0
+	}
+	on, err := mounts.Stat(0, m.Parent)
+	if err != nil {
+		return 0
+	}
+	return on.Group
 }
 
 // idle asks the kernel in that namespace whether anybody holds the mount with that

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
-	"unsafe"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -53,18 +52,12 @@ func On(all []*mountinfo.Info, id int, dir string) (list []*mountinfo.Info) {
 // None tells, in a microsecond or two, that nothing stands on the mount that dir
 // lies on (listmount(2), Linux 6.8). False may mean that the kernel cannot tell.
 func None(dir string) bool {
-	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID_UNIQUE, &st)
-	if err != nil || st.Mask&unix.STATX_MNT_ID_UNIQUE == 0 {
+	id, _, err := UniqueID(dir)
+	if err != nil {
 		return false
 	}
-	req := struct { // mnt_id_req of linux/mount.h, MNT_ID_REQ_SIZE_VER0
-		size, _   uint32
-		id, after uint64
-	}{size: 24, id: st.Mnt_id}
-	var first uint64
-	n, _, errno := unix.Syscall6(unix.SYS_LISTMOUNT, uintptr(unsafe.Pointer(&req)), uintptr(unsafe.Pointer(&first)), 1, 0, 0, 0)
-	return errno == 0 && n == 0
+	n, err := List(0, id, 0, make([]uint64, 1))
+	return err == nil && n == 0
 }
 
 // ID is the id, as mountinfo prints it, of the mount that path leads to. It may be

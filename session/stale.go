@@ -59,16 +59,16 @@ const statxHand = unix.STATX_BASIC_STATS | unix.STATX_MNT_ID | unix.STATX_MNT_ID
 // are known by the old mount, and looked at when the tree shows the new one.
 func (s *Session) look() (g sight) {
 	g.tree = s.o.Tree.Path
+	_, limit := s.drv.Depth(snapshot.View{})
+	if limit > 0 && s.rec.Head().Open == "" {
+		return g // a plain directory: there is no mount to know anybody by
+	}
 	var st unix.Statx_t
 	if unix.Statx(unix.AT_FDCWD, g.tree, unix.AT_SYMLINK_NOFOLLOW, statxHand, &st) != nil {
 		return g
 	}
 	if v, ok := s.drv.(snapshot.Viewer); ok && st.Mask&unix.STATX_MNT_ID_UNIQUE != 0 {
 		g.views = v.Views()
-	}
-	_, limit := s.drv.Depth(snapshot.View{})
-	if limit > 0 && s.rec.Head().Open == "" {
-		return g // a plain directory: there is no mount to know anybody by
 	}
 	g.mount, g.dev = st.Mnt_id, fmt.Sprintf(" %02x:%02x ", st.Dev_major, st.Dev_minor)
 	if limit == 0 {

@@ -108,8 +108,11 @@ func (s *Shell) chdir(ctx context.Context, dir string) error {
 // mayEnter refuses a directory that is there but closed to another user's shell: the
 // nearest parent, where a command goes if it is gone, may be no place for that command.
 func (s *Shell) mayEnter(ctx context.Context) error {
+	if s.account == nil || !s.isAway() {
+		return nil
+	}
 	dir := s.Context().Dir()
-	if _, err := os.Stat(dir); s.account == nil || !s.isAway() || err != nil {
+	if _, err := os.Stat(dir); err != nil {
 		return nil
 	}
 	p := s.current()

@@ -46,7 +46,7 @@ func (e *Error) Error() string {
 		fmt.Fprintf(&b, ": %v", e.Err)
 	}
 	for _, h := range e.Holders {
-		fmt.Fprintf(&b, "\n  %s (pid %d): %s", h.Name, h.PID, h.How)
+		fmt.Fprintf(&b, "\n  %s: %s", h.Who(), h.How)
 		if h.Path != "" {
 			fmt.Fprintf(&b, " %q", h.Path)
 		}

@@ -8,6 +8,7 @@ package snapshot
 
 import (
 	"encoding/json"
+	"fmt"
 	"time"
 
 	"github.com/google/uuid"
@@ -115,4 +116,13 @@ type Holder struct {
 	Name string `json:"name"`           // comm, see proc_pid_comm(5)
 	How  string `json:"how"`            // "cwd", "root", "fd 3 (write)", …
 	Path string `json:"path,omitempty"` // what it holds, as the kernel names it
+}
+
+// Who is the process in words, or what holds the tree without one (a mount, the
+// kernel).
+func (h Holder) Who() string {
+	if h.PID == 0 {
+		return h.Name
+	}
+	return fmt.Sprintf("%s (pid %d)", h.Name, h.PID)
 }

@@ -85,7 +85,7 @@ func (a *app) tellCommit(c session.Committed, all bool) error {
 		a.say("deployx: %d rollbacks can no longer be taken back", c.Undone)
 	}
 	for _, h := range c.PinnedBy {
-		a.say("deployx: held by %s (pid %d): %s %s", h.Name, h.PID, h.How, printable(h.Path))
+		a.say("deployx: held by %s: %s %s", h.Who(), h.How, printable(h.Path))
 	}
 	if len(c.PinnedBy) > 0 && all {
 		a.say("deployx: a reboot finishes it, or stopping them and then the next deployx command on this tree, such as deployx commit")

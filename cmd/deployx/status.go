@@ -137,10 +137,10 @@ func (a *app) printStatus(st treeStatus) error {
 		row("drift", "others have changed the tree since the last command")
 	}
 	for _, h := range st.PinnedBy {
-		row("held by", "%s (pid %d): %s %s", h.Name, h.PID, h.How, printable(h.Path))
+		row("held by", "%s: %s %s", h.Who(), h.How, printable(h.Path))
 	}
 	for _, h := range st.Stale {
-		row("below it", "%s (pid %d): %s %s: it sees the directory as it was before it was mounted; restart it", h.Name, h.PID, h.How, printable(h.Path))
+		row("below it", "%s: %s %s: it sees the directory as it was before it was mounted; restart it", h.Who(), h.How, printable(h.Path))
 	}
 	for _, m := range st.Uncovered {
 		row("uncovered", "%s: no undo covers what is in it", mountText(m))

@@ -66,8 +66,6 @@ usage.`,
 	}
 	f.register(c)
 	a.session.register(c, true)
-	c.Flags().IntVar(&a.session.keepLast, "keep-last", 0, "let snapshots go that are not among this many newest")
-	c.Flags().Var(&a.session.keepBytes, "keep-bytes", "let the oldest snapshots go while layers take more than this")
 	return c
 }
 

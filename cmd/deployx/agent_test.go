@@ -41,6 +41,7 @@ tree: /srv/file
 allow-tree: [/a, /b]
 allow-plaintext: true
 retention: 48h
+keep-bytes: 2K
 `
 	const toml = `
 url = "https://from.file"
@@ -50,6 +51,8 @@ tree = "/srv/file"
 allow-tree = ["/a", "/b"]
 allow-plaintext = true
 keep-for = "48h"
+max-bytes = "2K"
+copy-max-bytes = 9
 `
 	t.Setenv("DEPLOYX_GRACE", "8s")
 	t.Setenv("DEPLOYX_RETENTION", "1h")
@@ -60,7 +63,7 @@ keep-for = "48h"
 		}
 		for name, want := range map[string]string{
 			"url": "https://from.file", "token-file": "/t", "tree": "/srv/file", "allow-plaintext": "true",
-			"grace": "8s", "keep-for": "2h0m0s", "retention": "2h0m0s", "log-format": "text",
+			"grace": "8s", "keep-for": "2h0m0s", "retention": "2h0m0s", "log-format": "text", "max-bytes": "2048",
 		} {
 			if got := c.Flags().Lookup(name).Value.String(); got != want {
 				t.Errorf("%s: %s is %s, want %s", file, name, got, want)

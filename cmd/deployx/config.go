@@ -69,19 +69,24 @@ func parseSettings(file string, b []byte, into *map[string]any) error {
 	return err
 }
 
-// formerName is the name that a flag of the agent had before; "" if it had none.
+// formerName is the name that a flag of retention had before; "" if it had none.
 // It is still understood everywhere.
 func formerName(flag string) string {
-	if flag == "keep-for" {
+	switch flag {
+	case "keep-for":
 		return "retention"
+	case "max-bytes":
+		return "keep-bytes"
 	}
 	return ""
 }
 
 // renamed is the name that a flag has now.
 func renamed(name string) string {
-	if name == formerName("keep-for") {
-		return "keep-for"
+	for _, now := range []string{"keep-for", "max-bytes"} {
+		if name == formerName(now) {
+			return now
+		}
 	}
 	return name
 }

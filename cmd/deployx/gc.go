@@ -20,13 +20,13 @@ func (a *app) gcCmd() *cobra.Command {
 		Use:   "gc",
 		Short: "Let old snapshots expire and give their space back",
 		Long: `Let snapshots expire that are older than --keep-for, or not among the newest
---keep-last, or beyond what --keep-bytes (or --max-bytes) of layers hold: they can no longer be rolled back
-to, but what their commands did stays, as one layer, and newer snapshots go on
-working. What was rolled back before that goes for good. The tree need not be
+--keep-last, or beyond what fits into --max-bytes, newest first: they can no
+longer be rolled back to, but what their commands did stays, as one layer, and
+newer snapshots go on working. What was rolled back before that goes for good. The tree need not be
 idle and never leaves view; layers that the mounted tree still stands on go after
 the next command that changes something. A snapshot that is kept (deployx keep)
 does not expire, nor does what is newer. What is rolled back and can be redone
-counts for --keep-bytes after what is applied, and goes first; with --undone all of
+counts for --max-bytes after what is applied, and goes first; with --undone all of
 it goes, which gives the space of a rollback back at once.
 
 Exit status: 0 done; 1 refused or failed; 2 usage.`,
@@ -40,13 +40,8 @@ Exit status: 0 done; 1 refused or failed; 2 usage.`,
 		},
 	}
 	c.Flags().IntVar(&keep.Last, "keep-last", 0, "keep only this `many` newest (0: any number)")
-	c.Flags().SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
-		if name == "max-bytes" { // which bounds the copy driver elsewhere
-			name = "keep-bytes"
-		}
-		return pflag.NormalizedName(name)
-	})
-	c.Flags().Var(&size, "keep-bytes", "keep only the newest whose layers take no more than this (0: any number)")
+	c.Flags().SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName { return pflag.NormalizedName(renamed(name)) })
+	c.Flags().Var(&size, "max-bytes", "keep only the newest that together take no more than this (0: any number)")
 	c.Flags().DurationVar(&keep.Age, "keep-for", 24*time.Hour, "keep snapshots younger than this")
 	c.Flags().BoolVar(&keep.Undone, "undone", false, "let go of what is rolled back: redo is no longer possible")
 	c.Flags().BoolVar(&dry, "dry-run", false, "tell what would be done and do nothing")

@@ -49,8 +49,21 @@ func (f *sessionFlags) register(c *cobra.Command, runs bool) {
 	fl.StringVar(&f.shell, "shell", "", "the `shell` to use (default bash)")
 	fl.StringVar(&f.user, "user", "", "run commands as this `user`")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "set `K=V` for the commands of this call; K alone passes ours on")
-	fl.Int64Var(&f.maxBytes, "max-bytes", 0, "copy driver: refuse a tree larger than this many `bytes`")
+	fl.Int64Var(&f.maxBytes, boundName(c), 0, "copy driver: refuse a tree larger than this many `bytes`")
 	fl.StringArrayVar(&f.exclude, "exclude", nil, "copy driver: leave paths that match this `pattern` alone")
+	if boundName(c) != "max-bytes" {
+		fl.IntVar(&f.keepLast, "keep-last", 0, "let snapshots go that are not among this many newest")
+		fl.Var(&f.keepBytes, "max-bytes", "let the oldest snapshots of a tree go while all of them take more than this")
+	}
+}
+
+// boundName is the flag that bounds what the copy driver keeps. The agent, and
+// install for it, bounds what all snapshots of a tree may take by --max-bytes.
+func boundName(c *cobra.Command) string {
+	if c.Name() == "agent" || c.Name() == "install" {
+		return "copy-max-bytes"
+	}
+	return "max-bytes"
 }
 
 // defaultFree is that of DEPLOYX_MIN_FREE, else 5 %. What cannot be is told by

@@ -11,6 +11,7 @@ import (
 
 	"deployx/fallback"
 	"deployx/internal/crash"
+	"deployx/internal/durable"
 	"deployx/internal/testns"
 	"deployx/internal/treecmp"
 	"deployx/snapshot"
@@ -122,4 +123,44 @@ func afterCut(t *testing.T, o fallback.Options, at string, n int, v snapshot.Vie
 	show(t, d, layers...)
 	diff(t, changed, picture(t, o.Tree))
 	must(t, d.Close())
+}
+
+// TestPowerCutAfterShow takes the power away when a view has been shown and a
+// neighbour's fsync has made the tree's new file last: it belongs to that view's
+// open layer, not to the layer below it or to base.
+func TestPowerCutAfterShow(t *testing.T) {
+	for _, fs := range []string{"ext4", "xfs"} {
+		for _, layers := range []int{0, 1} {
+			t.Run(fmt.Sprint(fs, " ", layers), func(t *testing.T) {
+				img := testns.NewImage(t, testns.ImageOptions{Type: fs})
+				o := fallback.Options{Tree: filepath.Join(img.Dir, "tree"), State: filepath.Join(img.Dir, "state")}
+				must(t, os.Mkdir(o.Tree, 0o755))
+				d, err := fallback.Open(t.Context(), o)
+				must(t, err)
+				v := show(t, d)
+				if layers > 0 {
+					must(t, os.WriteFile(filepath.Join(o.Tree, "old"), nil, 0o600))
+					v = push(t, d, v)
+				}
+				must(t, os.Mkdir(filepath.Join(o.Tree, "new"), 0o700))
+				must(t, durable.Write(filepath.Join(img.Dir, "neighbour"), nil))
+				shutdown(img.Dir)
+				d.Close() //nolint:errcheck // after a cut everything fails
+				img.Unmount()
+				img.Mount()
+				must(t, exists(filepath.Join(o.Tree, "new")))
+				d, err = fallback.Open(t.Context(), o)
+				must(t, err)
+				if open, err := d.Shown(t.Context()); err != nil || open != v.Open {
+					t.Errorf("%q is shown, want %q: %v", open, v.Open, err)
+				}
+				must(t, d.Close())
+			})
+		}
+	}
+}
+
+func exists(name string) error {
+	_, err := os.Lstat(name)
+	return err
 }

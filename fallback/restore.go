@@ -30,7 +30,9 @@ func (d *Driver) change(ctx context.Context, root beneath, v shown) (late bool, 
 			return late, err
 		}
 		if len(net) == 0 {
-			return late, d.commit(&tx{view: &v}, false)
+			// What is written from now on belongs to v's open layer, after a
+			// power cut too.
+			return late, d.commit(&tx{view: &v}, true)
 		}
 		err = d.restore(ctx, root, net, v)
 		switch {

@@ -93,7 +93,7 @@ func (d *Driver) otherMounts() (fixed []snapshot.Holder, holds []hold, err error
 		return nil, nil, err
 	}
 	group := peerGroup(find(own, at.Parent))
-	s := scanner{dev: unix.Mkdev(uint32(at.Major), uint32(at.Minor)), tree: d.tree, sub: &submounts{ids: map[uint64]bool{}}}
+	s := scanner{dev: unix.Mkdev(uint32(at.Major), uint32(at.Minor)), tree: d.tree, sub: &submounts{ids: map[uint64]bool{}}, mapsDev: d.has.mapsDev}
 	for _, pids := range spaces {
 		theirs, err := mountsOf(pids[0])
 		if err != nil {

@@ -60,7 +60,7 @@ func TestElsewhere(t *testing.T) {
 			r := newSharedRig(t)
 			tell, stop := inNamespace(t, c.propagation, c.script, r.tree, filepath.Join(filepath.Dir(r.tree), "bind"))
 			r.write(1)
-			if only := r.d.onlyHere(); only != (c.says == "") && canListNamespaces() {
+			if only := r.d.onlyHere(); only != (c.says == "") && testns.Kernel(t, 6, 12) {
 				t.Errorf("the kernel's own list says %t", only)
 			}
 			h, err := r.d.Elsewhere(context.Background())
@@ -123,19 +123,12 @@ func TestElsewhereBind(t *testing.T) {
 	r.show()
 }
 
-// canListNamespaces holds from Linux 6.12 on.
-func canListNamespaces() bool {
-	return eachNamespace(func(namespace) error { return errEnough }) == nil
-}
-
 // TestElsewhereHeldOpen: the kernel's own list sees a copy become held and idle again,
 // and asking unmounts nothing.
 func TestElsewhereHeldOpen(t *testing.T) {
 	testns.Need(t)
+	testns.NeedKernel(t, 6, 12, "a list of the mount namespaces")
 	r := newSharedRig(t)
-	if !canListNamespaces() {
-		t.Skip("Linux before 6.12")
-	}
 	tell, _ := inNamespace(t, "slave", "")
 	if !r.d.onlyHere() {
 		t.Fatal("an idle copy is not seen as one")

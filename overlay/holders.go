@@ -159,7 +159,7 @@ func (d *Driver) scan(sub *submounts) (hard []hold, soft bool, err error) {
 	if err != nil {
 		return nil, false, err
 	}
-	s := scanner{ids: ids, dev: dev, tree: d.tree, sub: sub}
+	s := scanner{ids: ids, dev: dev, tree: d.tree, sub: sub, mapsDev: d.has.mapsDev}
 	pids, err := processes()
 	if err != nil {
 		return nil, false, err
@@ -196,6 +196,8 @@ type scanner struct {
 	sub  *submounts
 	hard []hold
 	soft bool
+
+	mapsDev bool // see features
 }
 
 // process looks at one process. One that ends meanwhile holds nothing. A
@@ -298,13 +300,15 @@ func fdFlags(info string) int {
 // mappings finds shared writable mappings of files in the tree, which outlive
 // the descriptor they were made with (proc_pid_maps(5)).
 func (s *scanner) mappings(pid int) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/maps")
+	proc := "/proc/" + strconv.Itoa(pid)
+	b, err := os.ReadFile(proc + "/maps")
 	if err != nil {
 		return
 	}
 	dev := fmt.Appendf(nil, " %02x:%02x ", unix.Major(s.dev), unix.Minor(s.dev))
+	name := []byte(" " + strings.ReplaceAll(s.tree, "\n", `\012`) + "/")
 	for line := range bytes.Lines(b) {
-		if !bytes.Contains(line, dev) {
+		if !(s.mapsDev && bytes.Contains(line, dev)) && !(bytes.Contains(line, name) && s.mapped(proc, line)) {
 			continue
 		}
 		f := bytes.Fields(line)
@@ -318,4 +322,15 @@ func (s *scanner) mappings(pid int) {
 		}
 		s.hard = append(s.hard, hold{Holder: snapshot.Holder{PID: pid, Name: comm(pid), How: "shared mapping (write)", Path: path}})
 	}
+}
+
+// mapped tells whether a line of maps is of a file in the tree's mount, which
+// map_files knows on kernels that write another device there (proc_pid_map_files(5)).
+func (s *scanner) mapped(proc string, line []byte) bool {
+	var from, to uint64
+	if _, err := fmt.Sscanf(string(line), "%x-%x", &from, &to); err != nil {
+		return false
+	}
+	_, ok := s.ours(fmt.Sprintf("%s/map_files/%x-%x", proc, from, to))
+	return ok
 }

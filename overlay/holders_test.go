@@ -33,6 +33,7 @@ var holds = map[string]struct {
 	}, "(lock)"},
 	"socket":  {func(tree string) error { _, err := net.Listen("unix", tree+"/sock"); return err }, "unix socket"},
 	"mapping": {mapShared, "mapping"},
+	"library": {mapPrivate, ""},
 }
 
 var leaked []*os.File
@@ -51,6 +52,16 @@ func mapShared(tree string) error {
 	return errors.Join(err, f.Close())
 }
 
+// mapPrivate is what a program's own file and its libraries are.
+func mapPrivate(tree string) error {
+	f, err := os.Open(tree + "/kept")
+	if err != nil {
+		return err
+	}
+	_, err = unix.Mmap(int(f.Fd()), 0, 5, unix.PROT_READ, unix.MAP_PRIVATE)
+	return errors.Join(err, f.Close())
+}
+
 func init() { //nolint:gochecknoinits // roles are looked up before any test runs
 	for name, h := range holds {
 		roles["hold-"+name] = func(tree string, stop <-chan struct{}) string {
@@ -62,32 +73,37 @@ func init() { //nolint:gochecknoinits // roles are looked up before any test run
 }
 
 // TestHolders: each hard hold is named with its process, keeps a swap from
-// happening, and ends with the process; a soft one is no hindrance.
+// happening, and ends with the process; a soft one is no hindrance. Mappings are told
+// in another way by old kernels.
 func TestHolders(t *testing.T) {
 	testns.Need(t)
-	ctx := context.Background()
 	for name, h := range holds {
-		t.Run(name, func(t *testing.T) {
-			r := newSwapRig(t, Options{})
-			p := play(t, "hold-"+name, r.tree)
-			r.write(1)
-			got, err := r.d.Holders(ctx)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if h.says == "" {
-				if len(got) != 0 {
-					t.Fatalf("a reader is no holder: %v", got)
-				}
-				r.push()
-				return
-			}
-			if len(got) != 1 || got[0].PID != p.cmd.Process.Pid || !strings.Contains(got[0].How, h.says) || got[0].Name == "" {
-				t.Fatalf("got %+v, want pid %d with %q", got, p.cmd.Process.Pid, h.says)
-			}
-			refusedThenFree(t, r, p)
-		})
+		t.Run(name, func(t *testing.T) { testHolder(t, Options{}, name, h.says) })
 	}
+	for _, name := range []string{"mapping", "library"} {
+		t.Run(name+", old", func(t *testing.T) { testHolder(t, Options{Old: true}, name, holds[name].says) })
+	}
+}
+
+func testHolder(t *testing.T, o Options, name, says string) {
+	r := newSwapRig(t, o)
+	p := play(t, "hold-"+name, r.tree)
+	r.write(1)
+	got, err := r.d.Holders(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if says == "" {
+		if len(got) != 0 {
+			t.Fatalf("a reader is no holder: %v", got)
+		}
+		r.push()
+		return
+	}
+	if len(got) != 1 || got[0].PID != p.cmd.Process.Pid || !strings.Contains(got[0].How, says) || got[0].Name == "" {
+		t.Fatalf("got %+v, want pid %d with %q", got, p.cmd.Process.Pid, says)
+	}
+	refusedThenFree(t, r, p)
 }
 
 func refusedThenFree(t *testing.T, r *swapRig, p *player) {

@@ -26,10 +26,12 @@ type features struct {
 	beneath  bool // MOVE_MOUNT_BENEATH, 6.5
 	cloneAny bool // open_tree clones of a mount that is attached nowhere, 6.15
 	loadAny  bool // mounts can be attached to one that is attached nowhere, 6.15
+	mapsDev  bool // /proc/PID/maps tells the overlay's device and not a layer's, 6.8
+	uniqueID bool // STATX_MNT_ID_UNIQUE, 6.8 (else the next mount gets the id of one that is gone)
 }
 
 func allFeatures() features {
-	return features{lowerFD: true, lowerdir: true, beneath: true, cloneAny: true, loadAny: true}
+	return features{lowerFD: true, lowerdir: true, beneath: true, cloneAny: true, loadAny: true, mapsDev: true, uniqueID: true}
 }
 
 // spec is an overlay superblock to make: lowers newest first.

@@ -182,13 +182,15 @@ func (d *Driver) letGo(mounts ...*os.File) {
 }
 
 // Shown finds the open layer of the mount on the tree. The mount's source says
-// it; between two looks statx tells whether it is still the same mount.
+// it; between two looks statx tells whether it is still the same mount. Before Linux
+// 6.8 it cannot: another process's second swap gives its mount the id of the one
+// that the first took away. There the source is read each time.
 func (d *Driver) Shown(context.Context) (snapshot.LayerID, error) {
-	id, err := mountID(d.tree)
+	id, err := d.has.mountID(d.tree)
 	if err != nil {
 		return "", err
 	}
-	if d.shown.id == id {
+	if d.has.uniqueID && d.shown.id == id {
 		return d.shown.open, nil
 	}
 	open, err := topSource(d.tree)
@@ -199,12 +201,21 @@ func (d *Driver) Shown(context.Context) (snapshot.LayerID, error) {
 	return open, nil
 }
 
-// mountID identifies the mount that path lies on, uniquely since boot on
-// kernels with STATX_MNT_ID_UNIQUE (6.8).
+// mountID identifies the mount that path, a directory, lies on: among all since
+// boot with uniqueID, else among those that are there now.
 func mountID(path string) (uint64, error) {
+	f := allFeatures()
+	return f.mountID(path)
+}
+
+func (f *features) mountID(path string) (uint64, error) {
+	mask := unix.STATX_MNT_ID
+	if f.uniqueID {
+		mask |= unix.STATX_MNT_ID_UNIQUE
+	}
 	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT,
-		unix.STATX_MNT_ID|unix.STATX_MNT_ID_UNIQUE, &st)
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, mask, &st)
+	f.uniqueID = f.uniqueID && (err != nil || st.Mask&unix.STATX_MNT_ID_UNIQUE != 0)
 	if err != nil {
 		return 0, &fs.PathError{Op: "statx", Path: path, Err: err}
 	}

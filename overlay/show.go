@@ -116,8 +116,10 @@ func redirectLimit() (n int) {
 
 // remember spares the next Shown a look at mountinfo.
 func (d *Driver) remember(open snapshot.LayerID) {
-	if id, err := mountID(d.tree); err == nil {
-		d.noteView(id)
+	if id, err := d.has.mountID(d.tree); err == nil {
+		if d.has.uniqueID {
+			d.noteView(id)
+		}
 		d.shown = shownMount{id, open}
 	}
 }

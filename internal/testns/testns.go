@@ -117,6 +117,29 @@ func Need(t testing.TB) {
 	t.Skip(why)
 }
 
+// Kernel tells whether this kernel is that version or a newer one: what a test must
+// find there. The code under test finds out by trying.
+func Kernel(t testing.TB, major, minor int) bool {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var x, y int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &x, &y); err != nil {
+		t.Fatal(err)
+	}
+	return x > major || x == major && y >= minor
+}
+
+// NeedKernel skips a test of what older kernels cannot do, and names it.
+func NeedKernel(t testing.TB, major, minor int, what string) {
+	t.Helper()
+	if !Kernel(t, major, minor) {
+		t.Skipf("NOT ON THIS KERNEL: %s (Linux %d.%d)", what, major, minor)
+	}
+}
+
 func inCI() bool { return os.Getenv("CI") == "true" }
 
 // enter unshares and executes the test binary again. It returns only with an

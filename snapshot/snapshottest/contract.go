@@ -29,6 +29,7 @@ func (o Options) Contract(t *testing.T, open Open) {
 		"open layer left behind": (*rig).leftBehind,
 		"holders":                (*rig).holders,
 		"path lookups":           (*rig).lookups,
+		"another's swaps":        (*rig).anothersSwaps,
 	} {
 		t.Run(name, func(t *testing.T) { check(newRig(t, o, open, aTree()...)) })
 	}
@@ -245,6 +246,23 @@ func (r *rig) otherIDs() {
 	r.show(one, r.states[key(one)].tree)
 	r.do(write("a", "b"))
 	r.push()
+	r.sweep()
+}
+
+// anothersSwaps: a driver that stays open, as the agent's does, knows what another
+// process's driver has shown meanwhile.
+func (r *rig) anothersSwaps() {
+	stays := r.open(r.t, r.at.Tree, r.at.State)
+	for _, content := range []string{"a", "b", "c", "d"} {
+		shown, err := stays.Shown(r.ctx())
+		r.must("Shown", err)
+		if shown != r.view.Open {
+			r.t.Fatalf("after another driver's swap: shown is %q, want %q", shown, r.view.Open)
+		}
+		r.do(write("a", content))
+		r.push()
+	}
+	r.must("Close", stays.Close())
 	r.sweep()
 }
 

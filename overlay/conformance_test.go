@@ -67,6 +67,7 @@ func TestConformanceMerged(t *testing.T) {
 // TestConformanceOld forces the ways of kernels before 6.5, where a swap shows
 // base for a moment.
 func TestConformanceOld(t *testing.T) {
+	testns.NeedKernel(t, 6, 5, "another way than TestConformance's")
 	o := limits
 	o.Gap = true
 	o.Run(t, opener(Options{Old: true}))

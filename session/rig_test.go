@@ -53,11 +53,14 @@ func onBoth(t *testing.T, f func(t *testing.T, r *rig)) {
 // newRigIn is newRig in a given directory.
 func newRigIn(t testing.TB, dir string) *rig { return newRigWith(t, dir, overlay.Name) }
 
+// envOld has every test work in the ways of old kernels: make soak.
+const envOld = "DEPLOYX_TEST_OLD"
+
 func openDriver(ctx context.Context, t snapshot.Tree) (snapshot.Driver, error) {
 	if t.Driver == fallback.Name {
 		return fallback.Open(ctx, fallback.Options{Tree: t.Path, State: filepath.Join(t.Store, "layers")})
 	}
-	return overlay.New(overlay.Options{Tree: t.Path, State: t.Store})
+	return overlay.New(overlay.Options{Tree: t.Path, State: t.Store, Old: os.Getenv(envOld) != ""})
 }
 
 func newRigWith(t testing.TB, dir, driver string) *rig {

@@ -64,7 +64,9 @@ func TestStale(t *testing.T) {
 			}
 			_ = calm.Wait() // killed
 		})
-		r.in("echo later > later; touch same2") // a process may hold a view of long ago
+		if testns.Kernel(t, 6, 8) && os.Getenv(envOld) == "" {
+			r.in("echo later > later; touch same2") // a process may hold a view of long ago
+		}
 		u := r.rollback(id)
 		got := strings.Join(ofPID(u.Stale, stale.Process.Pid), "; ")
 		if got != "bash executable reverted; old open file reverted; gone open file removed" {

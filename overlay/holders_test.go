@@ -205,7 +205,7 @@ func TestFrozenProof(t *testing.T) {
 }
 
 func (d *Driver) detachedForTest(v snapshot.View) (*os.File, error) {
-	if _, err := d.prepare(v, ""); err != nil {
+	if _, err := d.prepare(context.Background(), v, ""); err != nil {
 		return nil, err
 	}
 	return d.detached(v)

@@ -4,49 +4,46 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
+	"deployx/internal/crash"
 	"deployx/snapshot"
 )
 
-// When and what is merged. Runs grow as in a log-structured merge tree, by what
-// is in them and not by how many layers they stand for, so that an entry is
-// linked some log(n) times in all and a layer of a million files is left where
-// it is until there is as much above it. With one file a layer, 10,000 layers
-// take 7.3 links each, and there are 9 units at most (a calculation); what is
-// left of mergeMust is room for the commands that run while a large merge does.
+// When and what is merged. A mount has 16 layers at the most, whatever the
+// history: base, mergeMost units, and the open layer. Runs grow as in a
+// log-structured merge tree, by what is in them and not by how many layers they
+// stand for: a merge takes neighbours of which none weighs more than twice as
+// much as the rest, so that an entry is linked some log(n) times in all and a
+// layer of a million files is left where it is until there is as much beside it;
+// of these it takes those that cost least for each unit that goes. With one file a
+// layer, 10,000 layers take 8.1 links each, and there are 9 units at most; sixty
+// layers of one weight that come as fast as two of them can be merged take 1.2
+// links each (calculations: TestWorth, TestWorthHeavy). What is left of mergeMost
+// is room for the commands that run while a large merge does.
 const (
 	mergeAbove = 8  // units in a view; from then on a merge is worth it
-	mergeLeast = 4  // units that one merge takes at the least
-	mergeMust  = 15 // units at which Show merges light ones before it mounts
-	mergeHard  = 64 // units at which Show merges whatever it takes
+	mergeLeast = 3  // units that one merge takes at the least,
+	mergeSoon  = 11 // until there are more than this: then two
+	mergeMost  = 14 // units that are mounted
 
-	// mergeLight is how many entries Show may merge, and a command wait for,
-	// though the units are too many: some 20 µs each were measured.
-	mergeLight = 2000
-
-	// mergePatience bounds the same where an entry is more than a link: a file
-	// whose bytes and attributes lie in different layers is copied.
+	// mergePatience is how long a command waits for a merge and is not told why.
 	mergePatience = 250 * time.Millisecond
-
-	// weightKept is the weight from which on it is worth a file.
-	weightKept = 4096
 )
 
-// merging is the merge that goes on in the background: Show does not touch
-// what it takes.
+// merging is what is being merged, in the background and by somebody who waits
+// for it, and what units were found to weigh.
 type merging struct {
-	mu     sync.Mutex
-	newest snapshot.LayerID // of those being merged; "" if none are
-
+	mu      sync.Mutex
+	claims  []*claim
 	weights map[string]int // of the units that were looked at last
+
+	tell func(string) // see OnWait
 }
+
+// A window is some neighbours of the units of a view.
+type window struct{ from, to, weight int }
 
 // Maintain merges layers of a view while it is more deeply stacked than is
 // good. It reads sealed layers and adds a run beside them, so it may go on
@@ -57,91 +54,149 @@ func (d *Driver) Maintain(ctx context.Context, v snapshot.View) error {
 		if len(units) <= d.mergeAbove {
 			return nil
 		}
-		d.merging.begin(v.Layers[len(v.Layers)-1])
-		err := d.mergeNewest(ctx, v.Layers, units)
-		d.merging.begin("")
+		weights, err := d.weigh(ctx, units)
 		if err != nil {
 			return err
 		}
-	}
-}
-
-// hurry makes a view that is about to be shown less deep. It takes no more than
-// a moment: what is heavy is left to Maintain, for no command is to wait for
-// that, unless there are very many units.
-func (d *Driver) hurry(ctx context.Context, layers []snapshot.LayerID) error {
-	for {
-		units := d.mergeable(layers)
-		if len(units) <= d.mergeMust {
-			return nil
+		least := d.mergeLeast
+		if len(units) > mergeSoon {
+			least = 2
 		}
-		if len(units) > mergeHard {
-			return d.mergeNewest(ctx, layers, units)
+		c := d.merging.claim(units, len(units), func(free []window, _ []*claim) (window, bool) { return worth(weights, free, least) })
+		if c == nil {
+			return nil // somebody else is at it
 		}
-		soon, cancel := context.WithTimeout(ctx, d.patience)
-		merged, err := d.mergeLightest(soon, layers, units)
-		cancel()
-		if errors.Is(err, context.DeadlineExceeded) {
-			return nil // the background has more time
-		}
-		if err != nil || !merged {
+		if err := d.mergeClaimed(ctx, v.Layers, units, c); err != nil {
 			return err
 		}
 	}
 }
 
-// mergeNewest merges what is worth it, whatever it takes.
-func (d *Driver) mergeNewest(ctx context.Context, layers []snapshot.LayerID, units []unit) error {
-	weights, err := d.weigh(ctx, units)
-	if err != nil {
-		return err
-	}
-	return d.mergeUnits(ctx, layers, units[:worth(weights, d.mergeLeast)])
+// OnWait sets who is told why Show or Room take long. See snapshot.Maintainer.
+func (d *Driver) OnWait(tell func(string)) { d.merging.tell = tell }
+
+// Room makes sure that Show need not merge anything for a view with one layer
+// more. See snapshot.Maintainer.
+func (d *Driver) Room(ctx context.Context, v snapshot.View) error {
+	return d.room(ctx, v.Layers, d.mergeMost-1)
 }
 
-// mergeLightest merges the newest units that are light and that the background
-// does not merge, if there are two.
-func (d *Driver) mergeLightest(ctx context.Context, layers []snapshot.LayerID, units []unit) (merged bool, err error) {
+// room merges layers, which are sealed, until they are no more than so many units.
+// Where that fails the view is stacked deeper, for a disk that is full must not
+// take a tree from view; that is told.
+func (d *Driver) room(ctx context.Context, layers []snapshot.LayerID, most int) error {
+	if len(d.units(layers)) <= most {
+		return nil
+	}
+	t := time.AfterFunc(d.patience, func() {
+		d.merging.say("layers came faster than they could be merged: this waits until there are few enough")
+	})
+	defer t.Stop()
+	for {
+		more, err := d.mergeOne(ctx, layers, most)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			d.merging.say("the tree is stacked deeper than it should be: " + err.Error())
+		}
+		if err != nil || !more {
+			return nil
+		}
+	}
+}
+
+func (m *merging) say(s string) {
+	if m.tell != nil {
+		m.tell(s)
+	}
+}
+
+// mergeOne merges the lightest neighbours that are enough for room, or waits for
+// the merge that goes on if it is sooner done. It tells whether there was
+// anything to do.
+func (d *Driver) mergeOne(ctx context.Context, layers []snapshot.LayerID, most int) (more bool, err error) {
+	units := d.units(layers)
+	need := len(units) - max(1, most)
+	if need <= 0 {
+		return false, nil
+	}
 	weights, err := d.weigh(ctx, units)
 	if err != nil {
 		return false, err
 	}
-	k := light(weights[:min(worth(weights, d.mergeLeast), d.merging.above(layers, units))])
-	if k < 2 {
+	var sooner *claim
+	c := d.merging.claim(units, len(d.mergeable(layers)), func(free []window, others []*claim) (window, bool) {
+		w, ok := lightest(weights, free, need+1)
+		for _, o := range others {
+			if !ok || o.weight <= w.weight {
+				sooner = o
+			}
+		}
+		return w, ok && sooner == nil
+	})
+	switch {
+	case c != nil:
+		return true, d.mergeClaimed(ctx, layers, units, c)
+	case sooner == nil:
 		return false, nil
 	}
-	return true, d.mergeUnits(ctx, layers, units[:k])
+	select {
+	case <-sooner.over:
+	case <-ctx.Done():
+	}
+	return true, nil
 }
 
-// worth is how many of the newest units one merge should take, by their
-// weights: the least, and so many that the unit below weighs more than twice as
-// much as the outcome, or all.
-func worth(weights []int, least int) int {
-	k, n := 0, 0
-	for k < len(weights) && (k < least || weights[k] < 2*n) {
-		n += weights[k]
-		k++
+// worth is what a merge should take of the free units: so many at the least, none
+// of which weighs more than twice as much as the others together, at the lowest
+// price for each that goes. If there are none such, what is cheapest.
+func worth(weights []int, free []window, least int) (best window, ok bool) {
+	var price float64
+	var fits bool
+	for _, f := range free {
+		for from := f.from; from < f.to; from++ {
+			w, heaviest := window{from: from}, 0
+			for to := from + 1; to <= f.to; to++ {
+				n := weights[to-1]
+				w.to, w.weight, heaviest = to, w.weight+n, max(heaviest, n)
+				if to-from < max(2, least) {
+					continue
+				}
+				p, fit := float64(w.weight)/float64(to-from-1), heaviest <= 2*(w.weight-heaviest)
+				if !ok || fit && !fits || fit == fits && p < price {
+					best, price, fits, ok = w, p, fit, true
+				}
+			}
+		}
 	}
-	return k
+	return best, ok
 }
 
-// light is how many of the newest units are not too heavy together.
-func light(weights []int) int {
-	k, n := 0, 0
-	for k < len(weights) && n+weights[k] <= mergeLight {
-		n += weights[k]
-		k++
+// lightest are n neighbours among the free units, or as many as there are
+// together, that weigh least.
+func lightest(weights []int, free []window, n int) (best window, ok bool) {
+	for ; n >= 2 && !ok; n-- {
+		for _, f := range free {
+			for from := f.from; from+n <= f.to; from++ {
+				w := window{from: from, to: from + n}
+				for _, x := range weights[from : from+n] {
+					w.weight += x
+				}
+				if !ok || w.weight < best.weight {
+					best, ok = w, true
+				}
+			}
+		}
 	}
-	return k
+	return best, ok
 }
 
-// mergeUnits makes the run that stands for the newest units of a view.
-func (d *Driver) mergeUnits(ctx context.Context, layers []snapshot.LayerID, newest []unit) error {
-	n := 0
-	for _, u := range newest {
-		n += u.n
-	}
-	below, of := layers[:len(layers)-n], layers[len(layers)-n:]
+// mergeUnits makes the run that stands for some of the units of a view.
+func (d *Driver) mergeUnits(ctx context.Context, layers []snapshot.LayerID, units []unit, w window) error {
+	top := len(layers) - count(units[:w.from])
+	n := count(units[w.from:w.to])
+	below, of := layers[:top-n], layers[top-n:top]
 	aside, size, err := d.mergeAside(ctx, below, of)
 	if err == nil {
 		if err = d.publish(aside, of, size); err != nil {
@@ -151,79 +206,14 @@ func (d *Driver) mergeUnits(ctx context.Context, layers []snapshot.LayerID, newe
 	if err != nil {
 		return fmt.Errorf("merge %d layers: %w", n, err)
 	}
+	crash.Point("overlay.merged")
 	return nil
 }
 
-func (m *merging) begin(newest snapshot.LayerID) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.newest = newest
-}
-
-// above is how many of a view's newest units the merge that goes on does not
-// take.
-func (m *merging) above(layers []snapshot.LayerID, units []unit) int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	at := len(layers)
-	for k, u := range units {
-		if m.newest != "" && layers[at-1] == m.newest {
-			return k
-		}
-		at -= u.n
+// count is how many layers units stand for.
+func count(units []unit) (n int) {
+	for _, u := range units {
+		n += u.n
 	}
-	return len(units)
-}
-
-// weigh counts the entries of each unit.
-func (d *Driver) weigh(ctx context.Context, units []unit) ([]int, error) {
-	d.merging.mu.Lock()
-	known := d.merging.weights
-	d.merging.mu.Unlock()
-	now, weights := map[string]int{}, make([]int, len(units))
-	for i, u := range units {
-		n, ok := known[u.dir]
-		if !ok {
-			var err error
-			if n, err = weight(ctx, u); err != nil {
-				return nil, fmt.Errorf("weigh layer: %w", err)
-			}
-		}
-		now[u.dir], weights[i] = n, n
-	}
-	d.merging.mu.Lock()
-	defer d.merging.mu.Unlock()
-	d.merging.weights = now
-	return weights, nil
-}
-
-// weight counts the entries of one unit, or finds that it has been done: a run
-// was counted when it was made, and a large number of a layer is kept beside it.
-// It is derived, and a wrong one would only make a merge take more or less than
-// it should.
-func weight(ctx context.Context, u unit) (n int, err error) {
-	if u.n > 1 {
-		if size, err := readSize(u.dir); err == nil {
-			return size.entries, nil
-		}
-	}
-	name := filepath.Join(u.dir, "entries")
-	if b, err := os.ReadFile(name); err == nil {
-		if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && n > 0 {
-			return n, nil
-		}
-	}
-	for _, sub := range []string{"s", "u"} {
-		err = errors.Join(err, filepath.WalkDir(filepath.Join(u.dir, sub), func(_ string, _ fs.DirEntry, err error) error {
-			n++
-			if errors.Is(err, fs.ErrNotExist) {
-				err = nil
-			}
-			return errors.Join(err, ctx.Err())
-		}))
-	}
-	if err == nil && n >= weightKept {
-		os.WriteFile(name, fmt.Appendln(nil, n), 0o600) //nolint:errcheck // see above
-	}
-	return n, err
+	return n
 }

@@ -3,6 +3,7 @@ package overlay
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -10,58 +11,124 @@ import (
 	"strings"
 	"testing"
 
+	"deployx/internal/treecmp"
+	"github.com/moby/sys/mountinfo"
+
 	"deployx/internal/testns"
 	"deployx/snapshot"
 )
+
+// simulate stacks layers of given weights and merges what is worth it at once; cost
+// is how many links an entry takes.
+func simulate(n int, weigh func(int) int) (most int, cost float64) {
+	var units []int
+	links, entries := 0, 0
+	for i := range n {
+		units = append([]int{weigh(i)}, units...)
+		entries += units[0]
+		most = max(most, len(units))
+		if len(units) > mergeAbove {
+			w, _ := worth(units, []window{{to: len(units)}}, mergeLeast)
+			links += w.weight
+			units = slices.Replace(units, w.from, w.to, w.weight)
+		}
+	}
+	return most, float64(links) / float64(entries)
+}
 
 // TestWorth: whatever layers weigh, there are few units, and an entry is linked
 // into few runs; a heavy layer is not taken along time and again.
 func TestWorth(t *testing.T) {
 	for name, weigh := range map[string]func(int) int{
-		"even":  func(int) int { return 1 },
-		"one":   func(i int) int { return 1 + (i/3000%2)*(3001/(i%3000+1))*1000 },
-		"mixed": func(i int) int { return []int{1, 1, 1, 5, 20, 200}[i*7919%6] },
+		"even":    func(int) int { return 1 },
+		"one":     func(i int) int { return 1 + (i/3000%2)*(3001/(i%3000+1))*1000 },
+		"mixed":   func(i int) int { return []int{1, 1, 1, 5, 20, 200}[i*7919%6] },
+		"million": func(i int) int { return 1 + i%1000/999*1_000_000 },
 	} {
-		var units []int
-		links, entries, most := 0, 0, 0
-		for i := range 10_000 {
-			units = append([]int{weigh(i)}, units...)
-			entries += units[0]
-			most = max(most, len(units))
-			if len(units) <= mergeAbove {
-				continue
-			}
-			k, n := worth(units, mergeLeast), 0
-			for _, u := range units[:k] {
-				n += u
-			}
-			links += n
-			units = append([]int{n}, units[k:]...)
-		}
-		t.Logf("%s: %d units at most, %.1f links an entry", name, most, float64(links)/float64(entries))
-		if most > mergeAbove+1 || links > 9*entries {
-			t.Errorf("%s: %d units, %d links for %d entries", name, most, links, entries)
+		most, cost := simulate(10_000, weigh)
+		t.Logf("%s: %d units at most, %.1f links an entry", name, most, cost)
+		if most > mergeAbove+1 || cost > 9 {
+			t.Errorf("%s: %d units, %.1f links an entry", name, most, cost)
 		}
 	}
 }
 
-// TestHurryLeavesTheRest: Show takes neither what the merge in the background
-// takes nor what would keep a command waiting.
-func TestHurryLeavesTheRest(t *testing.T) {
-	if k := light([]int{1, 900, 900, 900, 1}); k != 3 {
-		t.Errorf("light: %d units", k)
+// TestWorthHeavy: sixty layers of one weight, that come as fast as two of them can be
+// merged, hardly ever have a command wait, and take fewer links than there are
+// layers to be had by them.
+func TestWorthHeavy(t *testing.T) {
+	var units []int
+	var busy window
+	left, links, waits, most := 0, 0, 0, 0
+	finish := func() {
+		units = slices.Replace(units, busy.from, busy.to, busy.weight)
+		left = 0
 	}
-	if k := light([]int{mergeLight + 1, 1}); k != 0 {
-		t.Errorf("a heavy one on top: %d units", k)
-	}
-	layers := []snapshot.LayerID{"a", "b", "c", "d", "e"}
-	units := []unit{{n: 1}, {n: 1}, {n: 2}, {n: 1}} // e, d, b-c, a
-	var m merging
-	for newest, want := range map[snapshot.LayerID]int{"": 4, "e": 0, "d": 1, "c": 2, "b": 4, "a": 3} {
-		m.begin(newest)
-		if k := m.above(layers, units); k != want {
-			t.Errorf("a merge up to %q goes on: %d units are free, not %d", newest, k, want)
+	begin := func() bool {
+		least := mergeLeast
+		if len(units) > mergeSoon {
+			least = 2
 		}
+		if len(units) > mergeAbove {
+			busy, _ = worth(units, []window{{to: len(units)}}, least)
+			left, links = busy.weight, links+busy.weight
+		}
+		return left > 0
+	}
+	for range 60 {
+		for room := 2; room > 0 && (left > 0 || begin()); {
+			step := min(room, left)
+			if room, left = room-step, left-step; left == 0 {
+				finish()
+			}
+		}
+		for len(units) > mergeMost-1 {
+			waits++
+			finish()
+		}
+		units = append([]int{1}, units...)
+		busy.from, busy.to = busy.from+1, busy.to+1
+		most = max(most, len(units))
+	}
+	t.Logf("%d units at most, %d links for 60 layers, %d waits", most, links, waits)
+	if most > mergeMost || links > 90 || waits > 5 {
+		t.Errorf("%d units, %d links, %d waits", most, links, waits)
+	}
+}
+
+// TestClaims: nobody takes what another merge takes, nor units on both sides of a
+// cut; who needs room takes what weighs least, or waits for what is sooner done.
+func TestClaims(t *testing.T) {
+	units := []unit{{dir: "e"}, {dir: "d"}, {dir: "c"}, {dir: "b"}, {dir: "a"}}
+	var m merging
+	take := func(cut int, want []window) *claim {
+		return m.claim(units, cut, func(free []window, _ []*claim) (window, bool) {
+			if !slices.Equal(free, want) {
+				t.Errorf("free: %v, not %v", free, want)
+			}
+			return window{from: 1, to: 3}, true
+		})
+	}
+	c := take(5, []window{{to: 5}})
+	m.claim(units, 4, func(free []window, others []*claim) (window, bool) {
+		if want := []window{{to: 1}, {from: 2, to: 2}, {from: 3, to: 4}, {from: 4, to: 5}}; !slices.Equal(free, want) {
+			t.Errorf("free: %v, not %v", free, want)
+		}
+		if len(others) != 1 || others[0] != c {
+			t.Errorf("others: %v", others)
+		}
+		return window{}, false
+	})
+	m.end(c)
+	m.end(take(2, []window{{to: 2}, {from: 2, to: 5}}))
+	weights := []int{9, 5, 1, 3, 2}
+	for n, want := range map[int]window{2: {2, 4, 4}, 3: {2, 5, 6}, 5: {0, 5, 20}, 7: {0, 5, 20}} {
+		if w, ok := lightest(weights, []window{{to: 5}}, n); !ok || w != want {
+			t.Errorf("the lightest %d: %v %v, not %v", n, w, ok, want)
+		}
+	}
+	if w, ok := lightest(weights, []window{{to: 1}, {from: 3, to: 4}}, 2); ok {
+		t.Errorf("neighbours: %v", w)
 	}
 }
 
@@ -89,7 +156,7 @@ func TestFoldedRun(t *testing.T) {
 		r.push()
 	}
 	old := r.v.Layers
-	if err := r.d.mergeUnits(ctx, old, r.d.units(old)[:4]); err != nil {
+	if err := r.d.mergeUnits(ctx, old, r.d.units(old), window{to: 4}); err != nil {
 		t.Fatal(err)
 	}
 	if n := len(r.d.units(old)); n != 4 {
@@ -123,7 +190,7 @@ func TestSweepRuns(t *testing.T) {
 	}
 	layers := r.v.Layers
 	for _, top := range []int{4, 8} {
-		if err := r.d.mergeUnits(ctx, layers[:top], r.d.units(layers[:top])[:4]); err != nil {
+		if err := r.d.mergeUnits(ctx, layers[:top], r.d.units(layers[:top]), window{to: 4}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -173,7 +240,7 @@ func TestDerived(t *testing.T) {
 		r.push()
 	}
 	for _, top := range []int{5, 9} {
-		if err := r.d.mergeUnits(ctx, r.v.Layers[:top], r.d.units(r.v.Layers[:top])[:4]); err != nil {
+		if err := r.d.mergeUnits(ctx, r.v.Layers[:top], r.d.units(r.v.Layers[:top]), window{to: 4}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -205,24 +272,99 @@ func TestDerived(t *testing.T) {
 	}
 }
 
-// TestHurryGivesUp: a merge that takes too long does not hold a view up, and
-// what it began is in nobody's way.
-func TestHurryGivesUp(t *testing.T) {
+// mountedLayers is how many layers the kernel says that the mount on a tree has:
+// lower directories, base among them, and the upper one.
+func mountedLayers(t testing.TB, tree string) int {
+	t.Helper()
+	all, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(tree))
+	if err != nil || len(all) == 0 {
+		t.Fatal("nothing is mounted:", err)
+	}
+	o := all[len(all)-1].VFSOptions
+	return strings.Count(o, "lowerdir+=") + strings.Count(o, "upperdir=")
+}
+
+// TestDepth: whatever comes, and though nothing is merged in the background, no
+// mount has more than sixteen layers; who waits for that is told. Views that a
+// rollback leads to are not waited for, unless their runs are lost.
+func TestDepth(t *testing.T) {
+	testns.Need(t)
+	r := newSwapRig(t, Options{})
+	told := make(chan string, 1000)
+	r.d.OnWait(func(s string) { told <- s })
+	r.d.patience = 0
+	var want []treecmp.Picture // by the number of layers
+	check := func(what string) {
+		t.Helper()
+		if n := mountedLayers(t, r.tree); n > 16 {
+			t.Fatalf("%s: %d layers are mounted", what, n)
+		}
+		got, err := treecmp.Take(r.tree)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := treecmp.Diff(want[len(r.v.Layers)], got, treecmp.Options{AnyNlink: true}); len(d) > 0 {
+			t.Errorf("%s: not what the stack showed:\n%s", what, d)
+		}
+	}
+	want = make([]treecmp.Picture, len(r.v.Layers)+1)
+	for i := range 40 {
+		cmd := fmt.Sprintf("mkdir -p d%d; touch d%[1]d/{%d..%d}; rm -f d%d/%d; chmod %o kept; mv d%[6]d/%d m%d 2>/dev/null || :", i%5, i, i+i%9*20, (i+2)%5, i-1, 0o600+i%2*4, (i+1)%5, i-2, i%3)
+		sh(t, r.tree, cmd)
+		p, err := treecmp.Take(r.tree)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, p)
+		r.push()
+		check(fmt.Sprint("layer ", i))
+	}
+	if len(told) == 0 {
+		t.Error("nobody was told of a wait")
+	}
+	whole, waits := r.v.Layers, len(told)
+	for n := len(whole) - 1; n > 0; n -= 7 {
+		r.v = snapshot.View{Layers: slices.Clone(whole[:n]), Open: snapshot.NewLayerID()}
+		r.show()
+		check(fmt.Sprintf("back to %d layers", n))
+	}
+	if len(told) != waits {
+		t.Errorf("a rollback waited: %s", <-told)
+	}
+	for _, name := range runsOnDisk(t, r.d) {
+		if err := r.d.toTrash(filepath.Join(r.d.layers, "merged", name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.d.runs = runs{}
+	r.v = snapshot.View{Layers: slices.Clone(whole), Open: snapshot.NewLayerID()}
+	r.show()
+	check("without runs")
+	if len(told) == waits {
+		t.Error("nobody was told that lost runs are made again")
+	}
+}
+
+// TestDepthAllTheSame: where nothing can be merged the tree is shown all the same,
+// and it is told why it is deep.
+func TestDepthAllTheSame(t *testing.T) {
 	testns.Need(t)
 	r := newSwapRig(t, Options{MergeAbove: 2})
-	r.d.patience = 0
+	var told string
+	r.d.OnWait(func(s string) { told = s })
+	sh(t, r.d.layers, "rm -rf merged; touch merged")
 	for i := range 6 {
 		r.write(i)
 		r.push()
 	}
-	if n, _ := r.d.Depth(r.v); n != len(r.v.Layers)+1 {
-		t.Errorf("%d are stacked of %d layers, though no merge had time", n, len(r.v.Layers))
+	if n := mountedLayers(t, r.tree); n != len(r.v.Layers)+2 || !strings.Contains(told, "deeper than it should be") {
+		t.Errorf("%d are stacked of %d layers: %q", n, len(r.v.Layers), told)
 	}
-	r.d.patience = mergePatience
+	sh(t, r.d.layers, "rm merged")
 	r.write(6)
 	r.push()
-	if n, _ := r.d.Depth(r.v); n > 5 {
-		t.Errorf("%d are stacked of %d layers, though there was time", n, len(r.v.Layers))
+	if n := mountedLayers(t, r.tree); n > 5 {
+		t.Errorf("%d are stacked of %d layers, though there was room", n, len(r.v.Layers))
 	}
 }
 
@@ -239,7 +381,7 @@ func TestChownCopiesNothing(t *testing.T) {
 		r.push()
 	}
 	old := r.v.Layers
-	if err := r.d.mergeUnits(ctx, old, r.d.units(old)); err != nil {
+	if err := r.d.mergeUnits(ctx, old, r.d.units(old), window{to: len(old)}); err != nil {
 		t.Fatal(err)
 	}
 	r.push() // stands on the run

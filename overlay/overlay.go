@@ -38,8 +38,8 @@ type Options struct {
 	Plain bool
 	// Old forces the ways of kernels before 6.5, for tests.
 	Old bool
-	// MergeAbove makes Show merge when a view has more units, and no more of them
-	// than need be, for tests.
+	// MergeAbove makes Maintain and Show merge when there are more units below the
+	// newest layer, for tests.
 	MergeAbove int
 }
 
@@ -68,7 +68,7 @@ type Driver struct {
 	held     remembered
 	alone    alone
 
-	mergeAbove, mergeLeast, mergeMust int // tests lower them
+	mergeAbove, mergeLeast, mergeMost int // tests change them
 	patience                          time.Duration
 }
 
@@ -81,9 +81,9 @@ var _ snapshot.Driver = (*Driver)(nil)
 
 // New prepares a driver. It mounts nothing.
 func New(o Options) (*Driver, error) {
-	d := &Driver{tree: o.Tree, layers: filepath.Join(o.State, "layers"), has: allFeatures(), mergeAbove: mergeAbove, mergeLeast: mergeLeast, mergeMust: mergeMust, patience: mergePatience}
+	d := &Driver{tree: o.Tree, layers: filepath.Join(o.State, "layers"), has: allFeatures(), mergeAbove: mergeAbove, mergeLeast: mergeLeast, mergeMost: mergeMost, patience: mergePatience}
 	if o.MergeAbove > 0 {
-		d.mergeAbove, d.mergeLeast, d.mergeMust = o.MergeAbove, 2, o.MergeAbove
+		d.mergeAbove, d.mergeLeast, d.mergeMost = o.MergeAbove, 2, o.MergeAbove+1
 	}
 	if o.Old {
 		d.has = features{}

@@ -24,7 +24,7 @@ var _ snapshot.Preparer = (*Driver)(nil)
 // only when the view is shown. The plain layout stacks the live upper itself
 // and does not prepare.
 func (d *Driver) Prepare(_ context.Context, v snapshot.View) error {
-	if d.name == "" || d.ready.matches(v) {
+	if d.name == "" || d.ready.matches(v) || len(d.units(v.Layers)) > d.mergeMost { // too deep: Show will merge
 		return nil
 	}
 	if err := d.giveUp(); err != nil {

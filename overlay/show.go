@@ -35,7 +35,7 @@ func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transiti
 	if err != nil {
 		return t, err
 	}
-	undo, err := d.prepare(v, shown)
+	undo, err := d.prepare(ctx, v, shown)
 	if err != nil {
 		return t, err
 	}
@@ -125,7 +125,7 @@ func (d *Driver) remember(open snapshot.LayerID) {
 }
 
 // prepare makes the directories of v. What it did is taken back by undo.
-func (d *Driver) prepare(v snapshot.View, shown snapshot.LayerID) (undo func() error, err error) {
+func (d *Driver) prepare(ctx context.Context, v snapshot.View, shown snapshot.LayerID) (undo func() error, err error) {
 	undo = func() error { return nil }
 	if d.name == "" {
 		if undo, err = d.bindBase(); err != nil {
@@ -140,8 +140,9 @@ func (d *Driver) prepare(v snapshot.View, shown snapshot.LayerID) (undo func() e
 	}
 	crash.Point("overlay.created")
 	sealed, err := d.seal(v.Layers)
-	if err == nil {
-		err = d.hurry(context.Background(), before(v.Layers, shown))
+	if err == nil && !d.ready.matches(v) {
+		below := before(v.Layers, shown)
+		err = d.room(ctx, below, d.mergeMost-(len(v.Layers)-len(below)))
 	}
 	unbind := undo
 	undo = func() error {

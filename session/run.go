@@ -84,6 +84,9 @@ func (s *Session) run(ctx context.Context, c Command) (Result, error) {
 		return Result{}, fmt.Errorf("take snapshot: %w", err)
 	}
 	defer s.endWatch()
+	if err := s.room(ctx); err != nil {
+		return Result{}, err
+	}
 	if err := s.ensureShell(ctx); err != nil {
 		return Result{}, err
 	}

@@ -121,6 +121,9 @@ func Open(ctx context.Context, o Options) (*Session, error) {
 	if o.Warn == nil {
 		o.Warn = func(string) {}
 	}
+	if m, ok := drv.(snapshot.Maintainer); ok {
+		m.OnWait(o.Warn)
+	}
 	return &Session{o: o, drv: drv, rec: rec}, nil
 }
 

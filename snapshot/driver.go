@@ -130,8 +130,16 @@ type Progress struct {
 // A Maintainer is a driver that keeps itself quick by work that can be done at
 // any time. Maintain may run beside the other methods, on a view whose layers
 // are sealed; it changes nothing that anybody sees, and ctx may end it.
+//
+// Where layers come faster than that, somebody has to wait, for no mount has more
+// than so many layers. Room waits, if need be, until Show of one layer more above
+// v's need not: a command waits before it begins then, not before it is reported.
+// OnWait, called before anything else, sets who is told when Show or Room take
+// more than a moment, from any goroutine.
 type Maintainer interface {
 	Maintain(ctx context.Context, v View) error
+	Room(ctx context.Context, v View) error
+	OnWait(tell func(string))
 }
 
 // A Deriver is a driver that keeps more than its layers: what Maintain made.

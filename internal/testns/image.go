@@ -19,9 +19,11 @@ type ImageOptions struct {
 	Mkfs   []string
 	Flags  uintptr // mount(2) flags
 	Data   string  // mount(2) options
+	// Open opens the disk that it lies on, anew for each mount; default memory.
+	Open func() (*os.File, error)
 }
 
-// Image is a file system of its own in memory, behind a loop device, mounted
+// Image is a file system of its own, behind a loop device, mounted
 // on Dir. The device frees itself when it is unmounted or the namespace is
 // gone, and the memory with the last descriptor: nothing stays after a kill -9.
 type Image struct {
@@ -61,6 +63,9 @@ func NewImage(t testing.TB, o ImageOptions) *Image {
 // Mount mounts the image again after Unmount.
 func (i *Image) Mount() {
 	i.t.Helper()
+	if err := i.open(); err != nil {
+		i.t.Fatal(err)
+	}
 	dev, err := attach(i.file)
 	if err != nil {
 		i.t.Fatalf("loop device: %v", err)
@@ -88,13 +93,31 @@ func (i *Image) close() {
 	}
 }
 
-// format makes the file system in a file that has no name.
-func (i *Image) format() error {
+// open opens the disk; memory, a file that has no name, stays open.
+func (i *Image) open() error {
+	if i.o.Open != nil {
+		f, err := i.o.Open()
+		if err == nil && i.file != nil {
+			err = i.file.Close()
+		}
+		i.file = f
+		return err
+	}
+	if i.file != nil {
+		return nil
+	}
 	fd, err := unix.MemfdCreate("image", unix.MFD_CLOEXEC)
 	if err != nil {
 		return os.NewSyscallError("memfd_create", err)
 	}
 	i.file = os.NewFile(uintptr(fd), "image")
+	return nil
+}
+
+func (i *Image) format() error {
+	if err := i.open(); err != nil {
+		return err
+	}
 	if err := i.file.Truncate(i.o.Size); err != nil {
 		return err
 	}

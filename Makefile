@@ -2,7 +2,7 @@
 # sudo make test    all tests, as root, with real mounts, shells and servers
 # make              bin/deployx
 # make bench        the numbers of docs/performance.md
-# make soak         the long versions of the crash and random tests
+# make soak         the long versions of the crash and random tests, a power cut between any two writes among them
 # sudo make vm-test the tests on the kernels 5.10, 6.1 and 6.12, in virtual machines (KERNELS=6.1 for one)
 
 # sudo often drops the directory that go is in from PATH.

@@ -31,7 +31,9 @@ type note struct {
 	Done    bool        `json:",omitempty"`
 	Head    snapshot.ID `json:",omitempty"` // when done
 	Left    snapshot.ID `json:",omitempty"` // when done: what redo goes to
+	Parent  snapshot.ID `json:",omitempty"` // of run when done: the entry that it stands on
 	Err     string      `json:",omitempty"`
+	At      int         `json:",omitempty"` // the requests that the disk had been sent, see TestEveryCut
 }
 
 type killerChild struct {
@@ -40,7 +42,16 @@ type killerChild struct {
 	token string
 	log   io.Writer
 	n     int
-	cut   *cut // the power may go; nil if not
+	cut   meddler
+}
+
+// A meddler is what may happen while operations are done.
+type meddler interface {
+	begin(op string)
+	steer(n, roll int) int // what the nth operation is
+	happened() bool        // whether an operation may fail now
+	at() int
+	io.Writer // hears what commands print
 }
 
 // playKiller works on the tree until it is killed, or has done enough.
@@ -54,7 +65,7 @@ func playKiller(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &killerChild{rig: killRig(t, dir, driver), rnd: rand.New(rand.NewPCG(seed, 0)), token: fmt.Sprint("s", seed), log: log}
+	c := &killerChild{rig: killRig(t, dir, driver), rnd: rand.New(rand.NewPCG(seed, 0)), token: fmt.Sprint("s", seed), log: log, cut: (*cut)(nil)}
 	ready := os.NewFile(3, "ready")
 	if _, err := ready.WriteString("x"); err != nil {
 		t.Fatal(err)
@@ -68,6 +79,7 @@ func playKiller(t *testing.T) {
 func (c *killerChild) one() {
 	n, do := c.choose()
 	n.N = c.n
+	n.At = c.cut.at()
 	c.note(n)
 	c.cut.begin(n.Op)
 	if err := do(); err != nil {
@@ -78,9 +90,17 @@ func (c *killerChild) one() {
 		}
 		return
 	}
+	n.At = c.cut.at()
 	h := c.rec.Head()
 	if n.Done, n.Head = true, h.Snapshot; len(h.Redo) > 0 {
 		n.Left = h.Redo[len(h.Redo)-1].Snapshot
+	}
+	if n.Op == "run" {
+		e, err := c.rec.Snapshot(n.Head)
+		if err != nil {
+			c.Fatal(err)
+		}
+		n.Parent = e.Parent
 	}
 	c.note(n)
 }

@@ -1,13 +1,11 @@
 package session
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -187,23 +185,34 @@ func anyWith(mark []byte) bool {
 // in, if any.
 func (k *killer) replay(log string) (last *note, ops string) {
 	k.Helper()
-	f, err := os.Open(log)
+	b, err := os.ReadFile(log)
 	if err != nil {
 		k.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // only read
-	var text strings.Builder
-	for lines := bufio.NewScanner(io.TeeReader(f, &text)); lines.Scan(); {
+	return k.play(k.notes(b)), string(b)
+}
+
+func (k *killer) notes(log []byte) (all []note) {
+	k.Helper()
+	for line := range bytes.Lines(log) {
 		var n note
-		if err := json.Unmarshal(lines.Bytes(), &n); err != nil {
-			k.Fatalf("%v: %s", err, lines.Bytes())
+		if err := json.Unmarshal(line, &n); err != nil {
+			k.Fatalf("%v: %s", err, line)
 		}
+		all = append(all, n)
+	}
+	return all
+}
+
+func (k *killer) play(notes []note) (last *note) {
+	k.Helper()
+	for _, n := range notes {
 		if last = &n; n.Done {
 			k.done(n)
 			last = nil
 		}
 	}
-	return last, text.String()
+	return last
 }
 
 // done is an operation that was reported complete.
@@ -215,7 +224,7 @@ func (k *killer) done(n note) {
 	switch n.Op {
 	case "run":
 		all := stages(k.now, n.Changes)
-		k.noteDrift(n.Head)
+		k.keepDropped(n.Parent) // what others had written may be an entry
 		k.now = all[len(all)-1]
 		k.at[n.Head] = k.now
 	case "drift":
@@ -257,20 +266,9 @@ func (k *killer) record() *snapshot.Record {
 	return r
 }
 
-// noteDrift gives the entry between a command's and the head before it the tree
-// of before the command.
-func (k *killer) noteDrift(id snapshot.ID) {
-	e, err := k.record().Snapshot(id)
-	if err != nil {
-		return // rolled back and expired since
-	}
-	if _, ok := k.at[e.Parent]; !ok {
-		k.at[e.Parent] = k.now
-	}
-}
-
-// keepDropped does the same for an entry that a commit, or a rollback whose redo
-// leads to it, made of drift. One that was there already does not change.
+// keepDropped gives an entry that was made of drift, which a command stands on,
+// a commit leads to, or the redo of a rollback, the tree of before. One that was
+// there already does not change.
 func (k *killer) keepDropped(left snapshot.ID) {
 	if _, ok := k.at[left]; !ok {
 		k.at[left] = k.now
@@ -280,19 +278,27 @@ func (k *killer) keepDropped(left snapshot.ID) {
 // check opens the session twice.
 func (k *killer) check(last *note) {
 	k.Helper()
-	for i := range 2 {
-		r := killRig(k.TB, k.dir, k.driver)
-		if err := r.exclusively(context.Background(), func() error { return nil }); err != nil {
-			k.Fatal(err)
-		}
-		if rec := r.Recovered(); i == 1 && (rec.Reshown || rec.Unfinished != "" || rec.Committing != "") {
-			k.Errorf("the second found something to do: %+v", rec)
-		}
-		k.agree(last, r.rec.Head().Snapshot, readFiles(k, r.tree))
-		if err := r.Session.Close(); err != nil {
-			k.Error(err)
-		}
-		last = nil
+	k.open(last, true)
+	k.open(nil, false)
+}
+
+func (k *killer) open(last *note, first bool) {
+	k.Helper()
+	r := killRig(k.TB, k.dir, k.driver)
+	defer k.close(r)
+	if err := r.exclusively(context.Background(), func() error { return nil }); err != nil {
+		k.Fatal(err)
+	}
+	if rec := r.Recovered(); !first && (rec.Reshown || rec.Unfinished != "" || rec.Committing != "") {
+		k.Errorf("the second found something to do: %+v", rec)
+	}
+	k.agree(last, r.rec.Head().Snapshot, readFiles(k, r.tree))
+}
+
+func (k *killer) close(r *rig) {
+	k.Helper()
+	if err := r.Session.Close(); err != nil {
+		k.Error(err)
 	}
 }
 
@@ -352,7 +358,7 @@ func (k *killer) ran(last *note, head snapshot.ID, got files) {
 	default:
 		k.must(last, all[len(all)-1], got)
 	}
-	k.noteDrift(head)
+	k.keepDropped(e.Parent)
 	if k.at[e.Parent] == nil {
 		k.Errorf("the entry stands on %q, of which nothing is known", e.Parent)
 	}

@@ -11,13 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"deployx/fallback"
+	"deployx/internal/logdisk"
 	"deployx/internal/testns"
 	"deployx/overlay"
 	"deployx/snapshot"
 )
 
-// TestMain also plays the reader of late output, and a service.
+// TestMain also plays the reader of late output, a service and a disk.
 func TestMain(m *testing.M) {
+	logdisk.Main()
 	if len(os.Args) > 1 && os.Args[1] == "late-output" {
 		if err := ReadLate(os.Args[2:]); err != nil {
 			panic(err)

@@ -281,7 +281,7 @@ func (d *Driver) swap(ctx context.Context, m *os.File, sub *submounts, old snaps
 	defer func() { d.letGo(back) }()
 	sub.close() // who unmounts one is not to find it busy
 	if err := d.replaceTop(m, sub); err != nil {
-		return false, err
+		return false, errors.Join(err, d.uncovered(ctx, back))
 	}
 	crash.Point("overlay.swapped")
 	if err := freezeSoon(oldTop); err != nil {
@@ -337,6 +337,26 @@ func (d *Driver) replaceTop(m *os.File, sub *submounts) error {
 		return err
 	}
 	return d.unveil()
+}
+
+// uncovered shows back, a clone of the old view, if a swap that failed has left the
+// tree without any: before Linux 6.5 the old one has gone by then.
+func (d *Driver) uncovered(ctx context.Context, back *os.File) error {
+	crash.Point("overlay.failed")
+	if open, err := d.Shown(ctx); err != nil || open != "" {
+		return err
+	}
+	m, sub, err := d.carry(back)
+	if sub != nil {
+		defer sub.close()
+	}
+	if err == nil {
+		err = d.cover(m, sub)
+	}
+	if m != back {
+		d.letGo(m)
+	}
+	return err
 }
 
 func unmountTop(tree string) error {

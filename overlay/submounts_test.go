@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -376,6 +377,41 @@ func TestSubmountCrash(t *testing.T) {
 				t.Log("died:", died)
 			})
 		}
+	}
+}
+
+// TestSubmountGapFails: where the old view has gone when the new one cannot be
+// mounted, the old one comes back, with all that is mounted below it.
+func TestSubmountGapFails(t *testing.T) {
+	testns.Need(t)
+	for _, plain := range []bool{false, true} {
+		t.Run(fmt.Sprintf("plain=%v", plain), func(t *testing.T) {
+			r := newMountRig(t, Options{Old: true, Plain: plain}, true)
+			r.mountAll()
+			r.show()
+			r.check()
+			next := snapshot.View{Layers: append(r.v.Layers, r.v.Open), Open: snapshot.NewLayerID()}
+			restore := crash.SetHook(func(name string) {
+				switch name {
+				case "overlay.gap":
+					r.d.tree = filepath.Join(r.dir, "nowhere")
+				case "overlay.failed":
+					r.d.tree = r.tree
+				}
+			})
+			_, err := r.d.Show(context.Background(), next)
+			restore()
+			r.d.tree = r.tree
+			if !errors.Is(err, fs.ErrNotExist) {
+				t.Error(err)
+			}
+			if open, err := r.d.Shown(context.Background()); err != nil || open != r.v.Open {
+				t.Errorf("shown is %q (%v), want %q", open, err, r.v.Open)
+			}
+			r.check()
+			r.push()
+			r.check()
+		})
 	}
 }
 

@@ -143,11 +143,19 @@ type powerless struct {
 	seed uint64
 }
 
-// all are the moments after each request, and each write once more with a seed.
+// all are the moments after each write, and where two are not flushed once more
+// with a seed; after a flush, which changes nothing on the disk, those at which
+// something is reported.
 func (s *played) all() (all []powerless) {
+	reports := map[int]bool{}
+	for _, n := range s.notes {
+		reports[n.At] = true
+	}
 	for n := s.from; n <= s.to; n++ {
-		all = append(all, powerless{n, 0})
-		if s.requests[n-1] != 'f' {
+		if s.requests[n-1] != 'f' || reports[n] {
+			all = append(all, powerless{n, 0})
+		}
+		if !strings.Contains(s.requests[n-2:n], "f") {
 			all = append(all, powerless{n, s.rnd.Uint64()})
 		}
 	}

@@ -144,8 +144,9 @@ func stages(f files, cs []change) []files {
 }
 
 // partOf tells what is wrong with a tree for one where a command was cut off:
-// each path is as at one of its stages, or, if it was changed at all, gone or
-// just emptied.
+// each path is as at one of its stages, or, if it was changed at all, gone or not
+// all written: emptied, or with zeros to its end, for ext4 makes a size last
+// before the bytes.
 func partOf(got files, all []files) (wrong []string) {
 	paths := maps.Clone(got)
 	for _, f := range all {
@@ -156,14 +157,25 @@ func partOf(got files, all []files) (wrong []string) {
 		for _, f := range all {
 			seen[f[p]] = true // "" is gone
 		}
-		g := got[p]
-		emptied := len(g) == 4 && g[3] == ' '
-		if !seen[g] && (len(seen) == 1 || g != "" && !emptied) {
+		if g := got[p]; !seen[g] && (len(seen) == 1 || g != "" && !unwritten(g, seen)) {
 			wrong = append(wrong, fmt.Sprintf("%s: %q", p, g))
 		}
 	}
 	slices.Sort(wrong)
 	return wrong
+}
+
+func unwritten(g string, of map[string]bool) bool {
+	written := strings.TrimRight(g, "\x00")
+	if len(written) == 4 && written[3] == ' ' {
+		return true
+	}
+	for s := range of {
+		if len(g) > len(written) && strings.HasPrefix(s, written) && len(g) <= len(s) {
+			return true
+		}
+	}
+	return false
 }
 
 // unlike tells how two trees differ.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -197,7 +198,7 @@ func fdName(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) 
 // mountByString is the way of kernels before 6.5: mount(2) on a private
 // directory, from which a detached clone is taken. The kernel cuts the string
 // at one page and mounts fewer layers without a word, so its length is checked.
-func mountByString(s spec, d specDirs, stage string) (_ *os.File, err error) {
+func mountByString(s spec, d specDirs, stage string) (*os.File, error) {
 	names := make([]string, len(d.lowers))
 	for i, l := range d.lowers {
 		names[i] = fdName(l)
@@ -220,14 +221,23 @@ func mountByString(s spec, d specDirs, stage string) (_ *os.File, err error) {
 		return nil, &fs.PathError{Op: "mount overlay", Path: stage, Err: err}
 	}
 	crash.Point("overlay.staged")
-	defer func() { err = errors.Join(err, clearStage(stage)) }()
-	return openTree(unix.AT_FDCWD, stage, unix.OPEN_TREE_CLONE)
+	c, err := openTree(unix.AT_FDCWD, stage, unix.OPEN_TREE_CLONE)
+	return unstaged(c, errors.Join(err, clearStage(stage)))
+}
+
+// unstaged is a clone of what was on stage, unless something failed.
+func unstaged(c *os.File, err error) (*os.File, error) {
+	if err != nil && c != nil {
+		c.Close() //nolint:errcheck // it dissolves
+		c = nil
+	}
+	return c, err
 }
 
 // part is a detached mount of what name is in the detached mount m, which it
 // closes where it must. Kernels before 6.15 clone only what is attached in our
 // namespace: there m is on stage for a moment.
-func (f *features) part(m *os.File, name, stage string) (_ *os.File, err error) {
+func (f *features) part(m *os.File, name, stage string) (*os.File, error) {
 	if f.cloneAny {
 		sub, err := openTree(int(m.Fd()), name, unix.OPEN_TREE_CLONE)
 		if !errors.Is(err, unix.EINVAL) {
@@ -242,10 +252,8 @@ func (f *features) part(m *os.File, name, stage string) (_ *os.File, err error) 
 		return nil, err
 	}
 	crash.Point("overlay.staged")
-	defer func() {
-		err = errors.Join(err, m.Close(), clearStage(stage)) // m would hold the mount
-	}()
-	return openTree(unix.AT_FDCWD, filepath.Join(stage, name), unix.OPEN_TREE_CLONE)
+	c, err := openTree(unix.AT_FDCWD, filepath.Join(stage, name), unix.OPEN_TREE_CLONE)
+	return unstaged(c, errors.Join(err, m.Close(), clearStage(stage))) // m would hold the mount
 }
 
 // makeStage makes the directory in which mounts are attached for a moment.
@@ -267,15 +275,33 @@ func clearStage(stage string) error {
 			return err
 		}
 		for _, m := range slices.Backward(below) {
-			if err := unix.Unmount(m.Mountpoint, unix.UMOUNT_NOFOLLOW); err != nil {
-				return &fs.PathError{Op: "umount", Path: m.Mountpoint, Err: err}
+			if err := unmountSoon(m.Mountpoint, stagePatience); err != nil {
+				return err
 			}
 		}
-		if err := unix.Unmount(stage, unix.UMOUNT_NOFOLLOW); err != nil {
-			return &fs.PathError{Op: "umount", Path: stage, Err: err}
+		if err := unmountSoon(stage, stagePatience); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// stagePatience is how long who looks at our descriptors in /proc (lsof, a look for
+// another tree's holders) may hold what is on stage, which nobody else knows.
+const stagePatience = time.Second
+
+// unmountSoon unmounts what is held for a moment.
+func unmountSoon(path string, patience time.Duration) error {
+	for end := time.Now().Add(patience); ; {
+		err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+			return &fs.PathError{Op: "umount", Path: path, Err: err}
+		}
+		time.Sleep(50 * time.Microsecond)
+	}
 }
 
 // openTree is open_tree(2): a handle on the mount at path, or with

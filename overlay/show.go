@@ -422,14 +422,8 @@ func (d *Driver) hideTop(ctx context.Context) error {
 
 // unmountIdle retries while readers by path come and go.
 func (d *Driver) unmountIdle() error {
-	for end := time.Now().Add(freezePatience); ; {
-		err := unix.Unmount(d.tree, unix.UMOUNT_NOFOLLOW)
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
-			return d.busy(context.Background(), &fs.PathError{Op: "umount", Path: d.tree, Err: err})
-		}
-		time.Sleep(50 * time.Microsecond)
+	if err := unmountSoon(d.tree, freezePatience); err != nil {
+		return d.busy(context.Background(), err)
 	}
+	return nil
 }

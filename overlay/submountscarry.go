@@ -46,7 +46,12 @@ func (f *features) laden(m *os.File, s *submounts, stage string) (_ *os.File, er
 	if err := attach(m, stage, 0); err != nil {
 		return m, err
 	}
-	defer func() { err = errors.Join(err, clearStage(stage)) }()
+	defer func() {
+		if err != nil {
+			m.Close() //nolint:errcheck // it would hold the mount
+		}
+		err = errors.Join(err, clearStage(stage))
+	}()
 	if err := unix.Mount("", stage, "", unix.MS_PRIVATE, ""); err != nil {
 		return m, os.NewSyscallError("make private", err)
 	}

@@ -11,9 +11,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"deployx/internal/crash"
 	"deployx/internal/testns"
 	"deployx/snapshot"
 )
@@ -235,6 +237,32 @@ func TestSwapsUnderReaders(t *testing.T) {
 			t.Log(said)
 		}
 	}
+}
+
+// TestStageHeld: somebody who has what is on stage open for a moment, as he does who
+// looks at our descriptors in /proc, makes no swap fail.
+func TestStageHeld(t *testing.T) {
+	testns.Need(t)
+	r := newSwapRig(t, Options{Old: true})
+	var held sync.WaitGroup
+	restore := crash.SetHook(func(name string) {
+		if name != "overlay.staged" {
+			return
+		}
+		f, err := os.Open(r.d.stage())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		held.Go(func() {
+			time.Sleep(20 * time.Millisecond) // as long as he is held up
+			f.Close()                         //nolint:errcheck // read only
+		})
+	})
+	defer restore()
+	r.write(1)
+	r.push()
+	held.Wait()
 }
 
 // TestReusedMountID: where the kernel gives a mount the id of one that is gone, a

@@ -7,8 +7,6 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"deployx/fallback"
 	"deployx/internal/crash"
 	"deployx/internal/durable"
@@ -39,20 +37,6 @@ func TestPowerCut(t *testing.T) {
 	}
 }
 
-// shutdown is EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN, without a flush of the
-// journal.
-func shutdown(dir string) {
-	const goingDown, noLogFlush = 0x8004587d, 2
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err == nil {
-		err = unix.IoctlSetPointerInt(fd, goingDown, noLogFlush)
-		unix.Close(fd) //nolint:errcheck // only read
-	}
-	if err != nil {
-		panic(fmt.Sprint("shutdown: ", err))
-	}
-}
-
 func powerCut(t *testing.T, fs, at string, n int) (cut bool) {
 	img := testns.NewImage(t, testns.ImageOptions{Type: fs})
 	o := fallback.Options{Tree: filepath.Join(img.Dir, "tree"), State: filepath.Join(img.Dir, "state")}
@@ -68,7 +52,7 @@ func powerCut(t *testing.T, fs, at string, n int) (cut bool) {
 	var points atomic.Int64 // workers pass points too
 	hook := func(string) {
 		if points.Add(1) == int64(n) {
-			shutdown(img.Dir)
+			testns.CutPower(img.Dir)
 		}
 	}
 	if at == "dirty" {
@@ -144,7 +128,7 @@ func TestPowerCutAfterShow(t *testing.T) {
 				}
 				must(t, os.Mkdir(filepath.Join(o.Tree, "new"), 0o700))
 				must(t, durable.Write(filepath.Join(img.Dir, "neighbour"), nil))
-				shutdown(img.Dir)
+				testns.CutPower(img.Dir)
 				d.Close() //nolint:errcheck // after a cut everything fails
 				img.Unmount()
 				img.Mount()

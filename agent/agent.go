@@ -43,6 +43,8 @@ type Agent struct {
 	stopping  atomic.Bool
 	backend   atomic.Value // string: the connection's id
 
+	rebooted bool // since the agent ran last
+
 	mu       sync.Mutex
 	streams  map[*stream]struct{}
 	terminal *terminal

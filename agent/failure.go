@@ -26,6 +26,10 @@ var (
 	errInterrupted = fail(codeInterrupted, "interrupted before it ran", "")
 	errRestarted   = fail(codeInterrupted, "the agent or the host stopped while the command ran; it was not run again",
 		"its snapshot holds what it had done by then: roll it back, or send the command under a new id")
+	// errLost is all that can be said of a command that may have begun just
+	// before the host went down.
+	errLost = fail(codeInterrupted, "the host went down while the command waited or began: nothing of it is in the tree, and it was not run again",
+		"see whether it did anything elsewhere before sending it under a new id")
 	// errNotNoted is why a command does not run whose request could not be kept.
 	errNotNoted   = errors.New("the request could not be noted, so it was not run")
 	errNotStarted = fail(codeInterrupted, "the agent or the host stopped before the command started; it did not run", "send the command under a new id")

@@ -133,7 +133,7 @@ func (f *fake) begin(p *snapshot.Snapshot) (*snapshot.Record, error) {
 	if err := rec.Commit(rec.Head(), nil); err != nil { // makes the directory
 		return nil, err
 	}
-	return rec, rec.Begin(*p)
+	return rec, rec.Begin(*p, false)
 }
 
 func (f *fake) play(ctx context.Context, c session.Command, p *snapshot.Snapshot) []byte {

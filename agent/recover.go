@@ -2,9 +2,12 @@ package agent
 
 import (
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 
+	"deployx/internal/durable"
 	"deployx/internal/wire"
 	"deployx/session"
 	"deployx/snapshot"
@@ -14,6 +17,11 @@ import (
 // cut off in. None is run again: the tree's record says whether the command
 // was started, and if it was recorded, how it ended.
 func (a *Agent) settleUnfinished() {
+	rebooted, err := rebooted(a.dir)
+	if err != nil {
+		a.log.WithError(err).Error("Whether the host was booted anew cannot be told from now on")
+	}
+	a.rebooted = rebooted
 	lines, err := a.journal.unfinished()
 	if err != nil {
 		a.log.WithError(err).Error("The requests that were cut off could not be read")
@@ -117,7 +125,26 @@ func (a *Agent) whatBecame(c *command, rec *snapshot.Record, s Session) (done wi
 		// Reported it was not, but recorded: that is what happened.
 		return a.completed(c, session.Result{Snapshot: p, Dir: p.Dir, Tail: keptOutput(s, p.ID)}, nil), true
 	}
+	if a.rebooted { // the note of a command that began need not outlast the host
+		return failed(c, errLost), true
+	}
 	return notRun(c, errNotStarted), false
+}
+
+// rebooted tells whether the host has been booted since it was asked last, which
+// it keeps in dir; false the first time.
+func rebooted(dir string) (bool, error) {
+	name := filepath.Join(dir, "boot")
+	now, err := os.ReadFile("/proc/sys/kernel/random/boot_id") // random(4)
+	if err != nil {
+		return true, err
+	}
+	last, err := os.ReadFile(name)
+	if err == nil && string(last) == string(now) {
+		return false, nil
+	}
+	first := errors.Is(err, fs.ErrNotExist)
+	return !first, durable.Write(name, now)
 }
 
 // keptOutput is the end of a command's output as the session keeps it (see

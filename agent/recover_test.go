@@ -2,6 +2,7 @@ package agent
 
 import (
 	"encoding/json"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -62,7 +63,7 @@ func (c *crashed) recorded(p snapshot.Snapshot) snapshot.Snapshot {
 func (c *crashed) begun(p snapshot.Snapshot) snapshot.Snapshot {
 	c.t.Helper()
 	p.ID, p.Kind, p.Parent, p.Started = snapshot.NewID(), snapshot.KindCommand, c.r.Head().Snapshot, time.Now()
-	if err := c.r.Begin(p); err != nil {
+	if err := c.r.Begin(p, false); err != nil {
 		c.t.Fatal(err)
 	}
 	return p
@@ -73,6 +74,34 @@ func (c *crashed) restart(b *backend) *running {
 		c.t.Fatal(err)
 	}
 	return startAgent(c.t, b, c.h)
+}
+
+// TestRebootLosesNotes: of a command without a note nobody says that it did not
+// run, once the host has been booted anew.
+func TestRebootLosesNotes(t *testing.T) {
+	for _, again := range []bool{false, true} {
+		c := newCrashed(t)
+		c.noted(key{kindCommand, "waited"}, command{ID: "waited", Text: "echo waited", Tree: "/srv/app"})
+		boot := filepath.Join(c.h.dir, "agent", "boot")
+		if _, err := rebooted(filepath.Dir(boot)); err != nil {
+			t.Fatal(err)
+		}
+		if again {
+			if err := os.WriteFile(boot, []byte("another\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b := newBackend(t, socketio.ServerConfig{})
+		a := c.restart(b)
+		if g := b.one("command_completed", "waited"); g.yes("not_run") == again || g.str("code") != "interrupted" {
+			t.Errorf("booted anew %v: %s", again, g.raw)
+		}
+		a.outboxEmpty()
+		a.stop()
+		if now, err := rebooted(filepath.Dir(boot)); err != nil || now {
+			t.Errorf("the boot was not noted: %v %v", now, err)
+		}
+	}
 }
 
 func TestRestartReportsWhatWasCutOff(t *testing.T) {

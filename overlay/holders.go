@@ -173,6 +173,8 @@ func (d *Driver) scan(sub *submounts) (hard []hold, soft bool, err error) {
 	return s.hard, s.soft, nil
 }
 
+// processes are all but this one and the kernel's threads, which hold nothing and
+// are many: they have no program (proc_pid_exe(5), ENOENT).
 func processes() ([]int, error) {
 	f, err := os.Open("/proc")
 	if err != nil {
@@ -181,8 +183,13 @@ func processes() ([]int, error) {
 	defer f.Close() //nolint:errcheck // read only
 	names, err := f.Readdirnames(-1)
 	var pids []int
+	var none [1]byte
 	for _, n := range names {
-		if pid, e := strconv.Atoi(n); e == nil && pid != os.Getpid() {
+		pid, e := strconv.Atoi(n)
+		if e != nil || pid == os.Getpid() {
+			continue
+		}
+		if _, e := unix.Readlinkat(int(f.Fd()), n+"/exe", none[:]); !errors.Is(e, unix.ENOENT) {
 			pids = append(pids, pid)
 		}
 	}

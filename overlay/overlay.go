@@ -52,13 +52,14 @@ type Driver struct {
 	name string
 	has  features
 
-	shown shownMount // what statx said of the mount whose source was read last
-	ready ready
-	runs  runs
-	below below
-	gone  sync.WaitGroup   // closing what Show replaced
-	views *os.File         // see noteView
-	bound snapshot.LayerID // see splitAt
+	shown   shownMount // what statx said of the mount whose source was read last
+	ready   ready
+	runs    runs
+	below   below
+	gone    sync.WaitGroup   // closing what Show replaced
+	views   *os.File         // see noteView
+	ordered *bool            // see Ordered
+	bound   snapshot.LayerID // see splitAt
 
 	indexMu sync.Mutex                       // Capture may be asked beside other methods
 	indexes map[snapshot.LayerID]*upperIndex // of uppers that were captured from

@@ -68,6 +68,7 @@ func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transiti
 		err = d.cover(m, sub)
 	} else {
 		t.Late, err = d.swap(ctx, m, sub, shown)
+		t.Synced = err == nil // by freeze
 	}
 	if err == nil {
 		d.remember(v.Open)

@@ -20,33 +20,41 @@ func (d *Driver) Stale(ctx context.Context) ([]snapshot.Holder, error) {
 	if err != nil || open == "" {
 		return nil, err
 	}
-	return d.staleHolders(nil), nil
+	return d.staleHolders(nil)(), nil
 }
 
-// staleHolders names them also while the tree is not mounted, when it is about
-// to be, and those with a directory in one of the mounts below it, which are
-// carried then. Others of another filesystem are another namespace's business.
-func (d *Driver) staleHolders(below map[uint64]bool) []snapshot.Holder {
+// staleHolders returns what names them, at any time and beside other work, once
+// the tree is mounted. below are the mounts below the tree that were carried: who
+// has a directory in one of them is named too. Others of another filesystem are
+// another namespace's business.
+func (d *Driver) staleHolders(below map[uint64]bool) func() []snapshot.Holder {
 	base, err := d.openBase()
 	if err != nil {
-		return nil
+		return func() []snapshot.Holder { return nil }
 	}
 	defer base.Close() //nolint:errcheck // O_PATH
 	var st unix.Stat_t
+	if unix.Fstat(int(base.Fd()), &st) != nil {
+		return func() []snapshot.Holder { return nil }
+	}
+	return func() []snapshot.Holder { return staleIn(d.tree, st.Dev, below) }
+}
+
+// staleIn looks for links into a tree whose base is on a device.
+func staleIn(tree string, dev uint64, below map[uint64]bool) (stale []snapshot.Holder) {
 	pids, err := processes()
-	if err != nil || unix.Fstat(int(base.Fd()), &st) != nil {
+	if err != nil {
 		return nil
 	}
-	var stale []snapshot.Holder
 	for _, pid := range pids {
 		dir := "/proc/" + strconv.Itoa(pid)
 		for _, link := range append(descriptors(pid), dir+"/cwd", dir+"/root") {
 			path, err := os.Readlink(link)
-			if err != nil || !within(path, d.tree) {
+			if err != nil || !within(path, tree) {
 				continue
 			}
 			at, err := statLink(link)
-			if err != nil || unix.Mkdev(at.Dev_major, at.Dev_minor) != st.Dev && !(below[at.Mnt_id] && at.Mode&unix.S_IFMT == unix.S_IFDIR) {
+			if err != nil || unix.Mkdev(at.Dev_major, at.Dev_minor) != dev && !(below[at.Mnt_id] && at.Mode&unix.S_IFMT == unix.S_IFDIR) {
 				continue
 			}
 			if how := staleBy(link); how != "" {

@@ -118,8 +118,8 @@ func (s *Session) removeStore() (removed []string, err error) {
 	if below, err := mountsIn(store); err != nil || len(below) > 0 {
 		return nil, errors.Join(err, orMounted(store, len(below)))
 	}
-	if err := s.drv.Close(); err != nil {
-		return nil, err
+	if err := s.drv.Close(); err != nil { // of work that nobody waited for, on what goes now
+		s.o.Warn("upkeep: " + err.Error())
 	}
 	gone := store + forgottenSuffix
 	crash.Point("session.forget.hidden")

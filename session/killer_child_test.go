@@ -158,7 +158,11 @@ func (c *killerChild) choose() (note, func() error) {
 	for i := range c.rnd.IntN(5) {
 		ch := randomChange(c.rnd, fmt.Sprintf("%s.%d.%d", c.token, c.n, i))
 		n.Changes = append(n.Changes, ch)
-		text = append(text, ch.text(), "echo changed")
+		text = append(text, ch.text())
+		if c.cut != nil && c.rnd.IntN(3) == 0 { // else a power cut takes the command with its note
+			text = append(text, "sync -f .")
+		}
+		text = append(text, "echo changed")
 	}
 	return n, func() error {
 		r, err := c.Run(context.Background(), Command{Text: strings.Join(text, "\n"), Stdout: c.cut})

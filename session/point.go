@@ -35,7 +35,7 @@ func (s *Session) uncover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.move(h); err != nil {
+	if err := s.publish(h, nil); err != nil {
 		return err
 	}
 	t, err := s.drv.Show(ctx, v)
@@ -43,8 +43,27 @@ func (s *Session) uncover(ctx context.Context) error {
 		h.Open = ""
 		return errors.Join(err, s.move(h))
 	}
-	s.found.Stale = t.Stale
+	s.lookBehind(t.Stale)
+	s.confirm()
 	return nil
+}
+
+// lookBehind looks, beside the command that comes, for those who hold the
+// directory that has just been covered. lookedBehind waits for the outcome.
+func (s *Session) lookBehind(find func() []snapshot.Holder) {
+	if find == nil {
+		return
+	}
+	found := make(chan []snapshot.Holder, 1)
+	go func() { found <- find() }()
+	s.standing = func() { s.found.Stale = <-found }
+}
+
+func (s *Session) lookedBehind() {
+	if s.standing != nil {
+		s.standing()
+		s.standing = nil
+	}
 }
 
 // seal puts a fresh layer under a command if the open one is taken or dirty.
@@ -95,10 +114,12 @@ func (s *Session) seal(ctx context.Context, p *snapshot.Snapshot, h snapshot.Hea
 	if len(holders) == 0 {
 		h.Open, h.Stands = snapshot.NewLayerID(), nil
 	}
-	if err := s.commit(ctx, h, entries...); err != nil {
+	if err := s.publish(h, s.writeOut(ctx, entries), entries...); err != nil {
 		return err
 	}
-	if len(holders) == 0 {
+	if len(holders) > 0 {
+		s.confirm()
+	} else {
 		if holders, err = s.pushFrom(ctx, old); err != nil {
 			return err
 		}
@@ -113,7 +134,8 @@ func (s *Session) seal(ctx context.Context, p *snapshot.Snapshot, h snapshot.Hea
 	return err
 }
 
-// pushFrom shows the record's open layer above that of the old head. If that is
+// pushFrom shows the record's open layer above that of the old head, and confirms
+// the move to it. If that is
 // pinned after all, the record goes back to it, and its holders are returned.
 func (s *Session) pushFrom(ctx context.Context, old snapshot.Head) ([]snapshot.Holder, error) {
 	h := s.rec.Head()
@@ -121,11 +143,10 @@ func (s *Session) pushFrom(ctx context.Context, old snapshot.Head) ([]snapshot.H
 	if err != nil {
 		return nil, err
 	}
-	err = s.sparing(func() (err error) {
-		_, err = s.drv.Show(ctx, v)
-		return err
-	})
-	if err == nil {
+	if _, err = s.show(ctx, v); err == nil {
+		if s.confirm(); s.doubt != nil {
+			return nil, nil
+		}
 		return nil, s.forsake(ctx, old)
 	}
 	h.Open, h.Stands = old.Open, old.Stands

@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"deployx/fallback"
 	"deployx/internal/crash"
 	"deployx/internal/testns"
@@ -108,19 +106,9 @@ func (*cut) at() int { return 0 }
 
 func (c *cut) happened() bool { return c != nil && c.done.Load() }
 
-// power is EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN, without a flush of the journal.
 func (c *cut) power() {
-	const goingDown, noLogFlush = 0x8004587d, 2
-	if c.done.Swap(true) {
-		return
-	}
-	fd, err := unix.Open(c.dir, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err == nil {
-		err = unix.IoctlSetPointerInt(fd, goingDown, noLogFlush)
-		unix.Close(fd) //nolint:errcheck // only read
-	}
-	if err != nil {
-		panic(fmt.Sprint("shutdown: ", err))
+	if !c.done.Swap(true) {
+		testns.CutPower(c.dir)
 	}
 }
 

@@ -66,11 +66,7 @@ func (s *Session) Rollback(ctx context.Context, t Target, o RollbackOptions) (u 
 
 func (s *Session) rollback(ctx context.Context, t Target, o RollbackOptions) (Undo, error) {
 	start := time.Now()
-	id, err := s.find(t)
-	if err != nil {
-		return Undo{}, err
-	}
-	dropped, err := s.rec.Above(id)
+	dropped, err := s.find(t)
 	if err != nil {
 		return Undo{}, err
 	}
@@ -107,38 +103,40 @@ func (s *Session) rollback(ctx context.Context, t Target, o RollbackOptions) (Un
 	return u, err
 }
 
-func (s *Session) find(t Target) (snapshot.ID, error) {
+// find lists what t drops, newest first.
+func (s *Session) find(t Target) ([]snapshot.Snapshot, error) {
 	switch {
 	case t.ID != "":
-		return t.ID, nil
+		return s.rec.Above(t.ID)
 	case t.Batch != "":
-		return s.rec.FirstOfBatch(t.Batch)
-	}
-	left, found := t.Last, snapshot.ID("")
-	for e, err := range s.rec.Chain(s.rec.Head().Snapshot) {
+		id, err := s.rec.FirstOfBatch(t.Batch)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
-		if e.Kind == snapshot.KindCommand || t.All {
-			found, left = e.ID, left-1
-		}
-		if !t.All && left == 0 {
-			return found, nil
-		}
+		return s.rec.Above(id)
 	}
+	left := t.Last
+	list, err := s.rec.AboveOldest(func(e snapshot.Snapshot) (want, done bool) {
+		if want = t.All || e.Kind == snapshot.KindCommand; want {
+			left--
+		}
+		return want, !t.All && left == 0
+	})
 	switch {
-	case found == "":
-		return "", &snapshot.Error{
+	case err != nil:
+		return nil, err
+	case list == nil:
+		return nil, &snapshot.Error{
 			Code: snapshot.CodeUnknownSnapshot, Msg: "there is nothing to roll back: no command is applied",
 			Hint: "deployx log --all lists what was rolled back already",
 		}
-	case !t.All:
-		return "", &snapshot.Error{
+	case !t.All && left > 0:
+		return nil, &snapshot.Error{
 			Code: snapshot.CodeUnknownSnapshot, Msg: fmt.Sprintf("applied commands: %d, fewer than %d", t.Last-left, t.Last),
 			Hint: "deployx log lists them; --all rolls all of them back",
 		}
 	}
-	return found, nil
+	return list, nil
 }
 
 // openDrift makes the entry for what others wrote since the last command; nil
@@ -232,25 +230,24 @@ func (s *Session) goTo(ctx context.Context, from, to snapshot.Head, u *Undo, sta
 		}
 		before = s.look()
 	}
-	if err := s.commit(ctx, to, entries...); err != nil {
+	if err := s.publish(to, s.writeOut(ctx, entries), entries...); err != nil {
 		return err
 	}
 	crash.Point("session.rolled")
+	var t snapshot.Transition
 	if changed {
-		var t snapshot.Transition
-		err := s.sparing(func() (err error) {
-			t, err = s.drv.Show(ctx, v)
-			return err
-		})
-		if err != nil {
+		if t, err = s.show(ctx, v); err != nil {
 			return errors.Join(err, s.move(from))
 		}
+	}
+	s.confirm()
+	u.Duration = time.Since(start)
+	if changed && s.doubt == nil {
 		u.Late, err = s.abandon(ctx, from, entries) // while what it stood on is there
 		s.afterwards("give up the layer that was left", err)
 		s.afterwards("give up what the view stood on", s.forsake(ctx, from))
 		u.Late = u.Late || t.Late
 	}
-	u.Duration = time.Since(start)
 	u.Stale = before.stale(func() ([]snapshot.Change, error) { return s.changesOf(ctx, u.Dropped) })
 	shown, err := s.drv.Shown(ctx)
 	u.Verified = err == nil && shown == s.rec.Head().Open

@@ -97,7 +97,7 @@ func (s *Session) run(ctx context.Context, c Command) (Result, error) {
 		point.Dir = c.Dir
 	}
 	point.Started, point.Fast = time.Now(), s.o.Fast
-	if err := s.rec.Begin(point); err != nil {
+	if err := s.rec.Begin(point, s.ordered(point)); err != nil {
 		return Result{}, fmt.Errorf("note command: %w", err)
 	}
 	crash.Point("session.begun")
@@ -107,6 +107,13 @@ func (s *Session) run(ctx context.Context, c Command) (Result, error) {
 		}
 	}
 	return s.execute(ctx, c, point)
+}
+
+// ordered tells whether what the command does cannot last without its note: it
+// gets a new layer, on a filesystem that keeps the order of changes.
+func (s *Session) ordered(p snapshot.Snapshot) bool {
+	o, ok := s.drv.(snapshot.Orderer)
+	return ok && !p.NoSnapshot && len(p.PinnedBy) == 0 && !s.owned(s.rec.Head()) && o.Ordered()
 }
 
 // notRun records a command that was begun and could not be run, and says why.
@@ -148,6 +155,7 @@ func (s *Session) execute(ctx context.Context, c Command, point snapshot.Snapsho
 		return Result{}, err
 	}
 	late.begin()
+	s.lookedBehind()
 	r := Result{Dir: res.Dir, Restarted: res.Restarted, Survivors: res.Survivors, Tail: tail.bytes(), Stale: s.found.Stale}
 	r.Uncovered = changed(below, s.uncovered())
 	r.Snapshot, err = s.finishThen(ctx, point, hash, func(done snapshot.Snapshot) {
@@ -188,10 +196,6 @@ func (s *Session) nextLayer() snapshot.LayerID {
 		id = snapshot.NewLayerID()
 	}
 	return id
-}
-
-func (s *Session) commit(ctx context.Context, h snapshot.Head, entries ...snapshot.Snapshot) error {
-	return s.moved(s.sparing(func() error { return s.rec.Commit(h, s.flush(ctx), entries...) }))
 }
 
 // finish records a command that has ended, or been cut off, as the new head.
@@ -238,7 +242,9 @@ func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash stri
 	for i := range others {
 		others[i].Context, h.Snapshot = hash, others[i].ID
 	}
-	if err := s.commit(ctx, h, append(others, p)...); err != nil {
+	entries := append(others, p)
+	flush := s.writeOut(ctx, entries, s.outputFile(p.ID), s.contextFile(hash))
+	if err := s.publish(h, flush, entries...); err != nil {
 		return p, fmt.Errorf("record command: %w", err)
 	}
 	crash.Point("session.recorded")
@@ -248,6 +254,7 @@ func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash stri
 		}
 	}
 	if h.Open == old.Open {
+		s.confirm()
 		report()
 		if kept(h) {
 			s.afterwards("merge layers", s.maintain())
@@ -255,6 +262,7 @@ func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash stri
 		return p, nil
 	}
 	held, err := s.pushFrom(ctx, old)
+	s.confirm()
 	report()
 	switch {
 	case err != nil:

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"deployx/internal/durable"
 	"deployx/shell"
 	"deployx/snapshot"
 )
@@ -93,6 +94,7 @@ type Session struct {
 	doubt     error // the last move of the head is not confirmed (snapshot.IsUnconfirmed)
 	sh        *shell.Shell
 	starting  *starting        // see startShell
+	standing  func()           // see lookBehind
 	next      snapshot.LayerID // prepared while a command ran, not used yet
 	upkeep    upkeep
 	watched   *watched // who changes the tree, while a command runs in a pinned one
@@ -230,7 +232,9 @@ func (s *Session) reshow(ctx context.Context, shown snapshot.LayerID) error {
 		return err
 	}
 	t, err := s.drv.Show(ctx, v)
-	s.found.Stale = t.Stale
+	if t.Stale != nil {
+		s.found.Stale = t.Stale()
+	}
 	if snapshot.CodeOf(err) == snapshot.CodeTreeBusy && (shown == h.Replaced || len(v.Layers) > 0 && v.Layers[len(v.Layers)-1] == shown) {
 		h.Open = shown // killed between the record and the swap, and pinned since
 		if n := len(v.Layers); h.Stands != nil && n > 0 && v.Layers[n-1] == shown {
@@ -246,8 +250,29 @@ func (s *Session) move(h snapshot.Head) error {
 	return s.moved(s.sparing(func() error { return s.rec.Move(h) }))
 }
 
-// moved is told the outcome of a move. One that the disk does not confirm did
-// take place: the tree follows, and the operation ends with that error.
+// commit moves the head to new entries, durably, with all that the driver holds.
+func (s *Session) commit(ctx context.Context, h snapshot.Head, entries ...snapshot.Snapshot) error {
+	var all snapshot.Flush
+	if !s.o.Fast {
+		all = func(...string) error { return s.drv.Sync(ctx) }
+	}
+	if err := s.publish(h, all, entries...); err != nil {
+		return err
+	}
+	s.confirm()
+	return nil
+}
+
+// publish moves the head. What is missing until that lasts, confirm does, or a
+// show before it.
+func (s *Session) publish(h snapshot.Head, flush snapshot.Flush, entries ...snapshot.Snapshot) error {
+	return s.moved(s.sparing(func() error { return s.rec.Publish(h, flush, entries...) }))
+}
+
+// confirm makes the last move last. One that the disk does not confirm did take
+// place: the tree follows, and the operation ends with that error.
+func (s *Session) confirm() { s.doubt = s.rec.Confirm() }
+
 func (s *Session) moved(err error) error {
 	s.seq = s.rec.Head().Seq
 	if err == nil {
@@ -259,11 +284,43 @@ func (s *Session) moved(err error) error {
 	return err
 }
 
-func (s *Session) flush(ctx context.Context) func() error {
-	if s.o.Fast {
+// writeOut makes the layers of entries last, and files beside these, before the
+// head moves there: by as little as the driver can.
+func (s *Session) writeOut(ctx context.Context, entries []snapshot.Snapshot, beside ...string) snapshot.Flush {
+	o, ok := s.drv.(snapshot.Orderer)
+	switch {
+	case s.o.Fast:
 		return nil
+	case !ok || !o.Ordered():
+		return func(...string) error { return s.drv.Sync(ctx) }
 	}
-	return func() error { return s.drv.Sync(ctx) }
+	return func(staged ...string) error {
+		files := append(staged, beside...)
+		for _, e := range entries {
+			if e.Layer == "" {
+				continue
+			}
+			if done, err := o.WriteOut(ctx, e.Layer, files...); err != nil {
+				return err
+			} else if !done {
+				return s.drv.Sync(ctx)
+			}
+			files = nil
+		}
+		return durable.WriteOut(files...)
+	}
+}
+
+// show shows v. Where that has synced the disk it confirms the last move.
+func (s *Session) show(ctx context.Context, v snapshot.View) (t snapshot.Transition, err error) {
+	err = s.sparing(func() (err error) {
+		t, err = s.drv.Show(ctx, v)
+		return err
+	})
+	if t.Synced {
+		s.rec.Synced()
+	}
+	return t, err
 }
 
 // Close ends the shell. The tree goes on showing what it shows, but one with
@@ -273,6 +330,7 @@ func (s *Session) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.dropShell()
+	s.lookedBehind()
 	if st := s.started(); st.sh != nil {
 		s.closeShell(st.sh)
 	}

@@ -180,16 +180,32 @@ type Mounter interface {
 	Fits(ctx context.Context, layers []LayerID) error
 }
 
+// An Orderer is a driver with layers beside the record that may be on a
+// filesystem which keeps the order of changes (durable.Ordered). Ordered tells
+// whether it is so: no change in a new layer lasts without what was done before.
+//
+// WriteOut has the contents of a layer, and of files beside it, written to the disk, so that whatever is renamed afterwards lasts only with all of that.
+// It is false, and nothing has been done, where that does not hold, or is no
+// quicker than Sync.
+type Orderer interface {
+	Ordered() bool
+	WriteOut(ctx context.Context, id LayerID, files ...string) (done bool, err error)
+}
+
 // Transition tells what a Show did.
 type Transition struct {
+	// Synced is true when the filesystem of the layers was synced as a whole once
+	// the view was shown.
+	Synced bool
 	// Swapped is false when the tree showed the view already.
 	Swapped bool
 	// Late is true when the old open layer, clean when it was checked last, was
 	// written to in the moment before it went: the writes are in that layer.
 	Late bool
-	// Stale are processes that hold files from before the tree was first
-	// shown: what they write goes to base, unseen.
-	Stale []Holder
+	// Stale, if not nil, names processes that hold files from before the tree was
+	// first shown: what they write goes to base, unseen. It looks at every process
+	// and may do so on any goroutine, beside the driver's other work.
+	Stale func() []Holder
 }
 
 // Usage is disk space.

@@ -88,24 +88,39 @@ func (r *Record) Resolve(prefix string) (ID, error) {
 // entries they are one rollback point, and Above goes down to the oldest.
 // CodeUnknownSnapshot if id is not applied.
 func (r *Record) Above(id ID) ([]Snapshot, error) {
-	var dropped []Snapshot
-	var target *Snapshot
+	list, err := r.AboveOldest(func(s Snapshot) (want, done bool) { return s.ID == id, s.ID == id })
+	if err == nil && list == nil {
+		err = r.notApplied(id)
+	}
+	return list, err
+}
+
+// AboveOldest is Above for the oldest entry that pick wants, of those that it is
+// asked about, from the newest on until it is done; nil if it wants none.
+func (r *Record) AboveOldest(pick func(Snapshot) (want, done bool)) ([]Snapshot, error) {
+	var list []Snapshot
+	n, done := 0, false
 	for s, err := range r.Chain(r.at().Snapshot) {
 		if err != nil {
 			return nil, err
 		}
-		if target != nil && (s.Layer == "" || s.Layer != target.Layer) {
-			return dropped, nil
+		shares := n > 0 && n == len(list) && s.Layer != "" && s.Layer == list[n-1].Layer
+		if done && !shares {
+			break
 		}
-		dropped = append(dropped, s)
-		if s.ID == id {
-			target = &s
+		list = append(list, s)
+		want := false
+		if !done {
+			want, done = pick(s)
+		}
+		if want || shares {
+			n = len(list)
 		}
 	}
-	if target != nil {
-		return dropped, nil
+	if n == 0 {
+		return nil, nil
 	}
-	return nil, r.notApplied(id)
+	return list[:n:n], nil
 }
 
 func (r *Record) notApplied(id ID) error {

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"deployx/internal/crash"
 	"deployx/internal/durable"
@@ -103,6 +104,7 @@ type Record struct {
 
 	headMu sync.Mutex
 	head   Head
+	loose  bool // the head's move is not known to last
 
 	mu    sync.Mutex
 	stack stack // the layers of the top that was asked for last
@@ -125,8 +127,11 @@ func (r *Record) Reload() error {
 	if err != nil {
 		return err
 	}
-	if err := checkVersion(filepath.Join(r.dir, "HEAD"), h.Version); err != nil {
+	if err := checkVersion(r.path("HEAD"), h.Version); err != nil {
 		return err
+	}
+	if h.Seq != r.at().Seq {
+		r.loose = true // who moved it may not have come to confirm that
 	}
 	r.setHead(h)
 	return nil
@@ -135,7 +140,7 @@ func (r *Record) Reload() error {
 // readHead reads a HEAD that is in its place all the while: one that has been
 // exchanged is written to again.
 func (r *Record) readHead() (Head, error) {
-	name := filepath.Join(r.dir, "HEAD")
+	name := r.path("HEAD")
 	for {
 		h := Head{Version: Version}
 		before, err := os.Lstat(name)
@@ -197,55 +202,98 @@ func (r *Record) Head() Head {
 // Move makes h the head, durably. On error the old head stands.
 func (r *Record) Move(h Head) error { return r.Commit(h, nil) }
 
-// Commit writes the entries that are new and then moves the head to h,
-// durably: entries and head are staged, flush (the driver's Sync, which also
-// flushes this directory) makes them and the layers last, the renames follow,
-// and one sync of the directory ends it. A nil flush syncs the staged files
-// one by one and no layer. On error the old head stands, and nothing of the
-// new is left; but an error for which IsUnconfirmed holds came after the move.
-func (r *Record) Commit(h Head, flush func() error, entries ...Snapshot) (err error) {
-	h.Version, h.Seq = Version, r.at().Seq+1
+// Commit is Publish and then Confirm.
+func (r *Record) Commit(h Head, flush Flush, entries ...Snapshot) error {
+	if err := r.Publish(h, flush, entries...); err != nil {
+		return err
+	}
+	return r.Confirm()
+}
+
+// Flush makes what the new entries tell of last, and the files named staged,
+// before the head moves to them. It may leave names and attributes to the sync
+// that confirms the move, where they cannot last later than the move does.
+type Flush func(staged ...string) error
+
+// Publish writes the entries that are new and then moves the head to h: entries
+// and head are staged, flush makes them and the layers last, and the renames
+// follow. A nil flush cares for the staged files and for no layer. On error the
+// old head stands, and nothing of the new is left.
+//
+// Everybody sees the move, but until Confirm a power cut may take it back.
+// Nothing that only the old head needs may be given up before.
+func (r *Record) Publish(h Head, flush Flush, entries ...Snapshot) (err error) {
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return err
 	}
+	h.Version, h.Seq = Version, r.at().Seq+1
 	defer func() {
-		if err != nil && !IsUnconfirmed(err) {
+		if err != nil {
 			err = errors.Join(err, r.unstage(entries))
 		}
 	}()
+	staged := []string{durable.Spare(r.path("HEAD"))}
 	for _, s := range entries {
 		s.Version = Version
-		if err := r.stage(string(s.ID)+".json", s, flush == nil); err != nil {
+		if err := r.stage(string(s.ID)+".json", s); err != nil {
 			return fmt.Errorf("write snapshot: %w", err)
 		}
+		staged = append(staged, r.path(string(s.ID)+".json.tmp"))
 	}
-	if err := r.stageHead(h, flush == nil); err != nil {
+	if r.loose { // on disk the spare may still be the head
+		if err := os.Remove(staged[0]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if err := r.stageHead(h); err != nil {
 		return fmt.Errorf("write head: %w", err)
 	}
 	crash.Point("record.staged")
-	if flush != nil {
-		if err := flush(); err != nil {
-			return fmt.Errorf("sync layer: %w", err)
-		}
+	if flush == nil {
+		flush = r.writeOut
+	}
+	if err := flush(staged...); err != nil {
+		return fmt.Errorf("sync layer: %w", err)
 	}
 	crash.Point("record.flushed")
 	for _, s := range entries {
-		name := filepath.Join(r.dir, string(s.ID)+".json")
+		name := r.path(string(s.ID) + ".json")
 		if err := os.Rename(name+".tmp", name); err != nil {
 			return err
 		}
 	}
-	err = durable.Exchange(filepath.Join(r.dir, "HEAD"))
-	if err != nil && !durable.IsPublished(err) {
+	if err := durable.Exchange(r.path("HEAD")); err != nil {
 		return fmt.Errorf("move head: %w", err)
 	}
 	r.setHead(h)
+	r.loose = true
 	crash.Point("record.moved")
-	if err != nil {
-		return unconfirmed(err)
-	}
 	return nil
 }
+
+// Confirm makes the last move of the head last, if that is not known yet. An
+// error is one for which IsUnconfirmed holds: the move has taken place.
+func (r *Record) Confirm() error {
+	if !r.loose {
+		return nil
+	}
+	if err := durable.SyncDir(r.dir); err != nil {
+		return unconfirmed(err)
+	}
+	r.loose = false
+	return nil
+}
+
+// Synced tells that the record's filesystem has been synced as a whole since the
+// head moved last. Such a sync says nothing of a filesystem that was shut down
+// before (ext4_sync_fs), but that one takes no change ever after; so one is made.
+func (r *Record) Synced() {
+	if os.Chtimes(r.dir, time.Time{}, time.Now()) == nil {
+		r.loose = false
+	}
+}
+
+func (r *Record) path(name string) string { return filepath.Join(r.dir, name) }
 
 // unstage removes what a Commit that failed had made. An entry that had its
 // name already is on nobody's chain.
@@ -255,32 +303,40 @@ func (r *Record) unstage(entries []Snapshot) (err error) {
 		names = append(names, string(s.ID)+".json.tmp", string(s.ID)+".json")
 	}
 	for _, n := range names {
-		if e := os.Remove(filepath.Join(r.dir, n)); !errors.Is(e, fs.ErrNotExist) {
+		if e := os.Remove(r.path(n)); !errors.Is(e, fs.ErrNotExist) {
 			err = errors.Join(err, e)
 		}
 	}
 	return err
 }
 
-func (r *Record) stage(name string, v any, sync bool) error {
+// writeOut makes staged files last, at the latest with the move of the head.
+func (r *Record) writeOut(staged ...string) error {
+	if durable.Ordered(r.dir) {
+		return durable.WriteOut(staged...)
+	}
+	return durable.SyncFiles(staged...)
+}
+
+func (r *Record) stage(name string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	return durable.Stage(filepath.Join(r.dir, name), append(b, '\n'), sync)
+	return durable.Stage(r.path(name), append(b, '\n'), false)
 }
 
 // headSize is what HEAD is padded to a multiple of, so that it seldom changes its
 // length.
 const headSize = 512
 
-func (r *Record) stageHead(h Head, sync bool) error {
+func (r *Record) stageHead(h Head) error {
 	b, err := json.Marshal(h)
 	if err != nil {
 		return err
 	}
 	pad := headSize - len(b)%headSize
-	return durable.StageSpare(filepath.Join(r.dir, "HEAD"), append(b, bytes.Repeat([]byte{'\n'}, pad)...), sync)
+	return durable.StageSpare(r.path("HEAD"), append(b, bytes.Repeat([]byte{'\n'}, pad)...))
 }
 
 // Snapshot reads one entry.
@@ -289,7 +345,7 @@ func (r *Record) Snapshot(id ID) (Snapshot, error) {
 		return Snapshot{}, &Error{Code: CodeUnknownSnapshot, Msg: fmt.Sprintf("%q is not a snapshot id", id)}
 	}
 	var s Snapshot
-	name := filepath.Join(r.dir, string(id)+".json")
+	name := r.path(string(id) + ".json")
 	switch err := readJSON(name, &s); {
 	case errors.Is(err, fs.ErrNotExist) && r.expired(string(id)):
 		return s, r.errExpired(string(id))
@@ -328,7 +384,7 @@ func (r *Record) All() ([]ID, error) {
 // Remove forgets entries. They must not be applied.
 func (r *Record) Remove(ids ...ID) error {
 	for _, id := range ids {
-		err := os.Remove(filepath.Join(r.dir, string(id)+".json"))
+		err := os.Remove(r.path(string(id) + ".json"))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 func newRecord(t *testing.T) *Record {
@@ -121,7 +122,7 @@ func TestRunning(t *testing.T) {
 	begin := func(command string) Snapshot {
 		t.Helper()
 		s := Snapshot{ID: NewID(), Parent: r.Head().Snapshot, Command: command}
-		if err := r.Begin(s); err != nil {
+		if err := r.Begin(s, false); err != nil {
 			t.Fatal(err)
 		}
 		got, ok, err := r.Running()
@@ -156,6 +157,98 @@ func TestRunning(t *testing.T) {
 	}
 	if _, ok, err := r.Running(); ok || err != nil {
 		t.Fatal("a finished command runs", err)
+	}
+}
+
+// TestRunningOrdered: the same for a note that is an attribute, which takes turns
+// with the file; a longer one goes to the file.
+func TestRunningOrdered(t *testing.T) {
+	r := newRecord(t)
+	add(t, r, Snapshot{})
+	h := r.Head()
+	for i, size := range []int{10, 10, 2 * noteLong, 10} {
+		s := Snapshot{ID: NewID(), Command: strings.Repeat("x", size)}
+		if err := r.Begin(s, i > 0); err != nil {
+			t.Fatal(err)
+		}
+		again, err := OpenRecord(r.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, ok, err := again.Running()
+		if err != nil || !ok || got.ID != s.ID {
+			t.Fatal(i, got, ok, err)
+		}
+		n, err := unix.Lgetxattr(r.path("running"), noteAttr, nil)
+		if has := err == nil && n > 0; has != (i > 0) {
+			t.Fatal(i, n, err)
+		}
+		h.Snapshot = s.ID
+		if err := r.Commit(h, nil, s); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok, err := r.Running(); ok || err != nil {
+			t.Fatal(i, "a finished command runs", err)
+		}
+	}
+	if err := unix.Lsetxattr(r.path("running"), noteAttr, []byte("00000000 {}\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok, err := r.Running(); ok || err != nil {
+		t.Fatal("a note that does not fit its checksum was believed", err)
+	}
+}
+
+// TestSpareMayBeHead: as long as it is not known that an exchange lasts, the
+// spare, which may be HEAD on disk, is not written to.
+func TestSpareMayBeHead(t *testing.T) {
+	r := newRecord(t)
+	s := add(t, r, Snapshot{})
+	add(t, r, Snapshot{})
+	h := r.Head()
+	h.Snapshot = s.ID
+	inode := func(name string) uint64 {
+		t.Helper()
+		var st unix.Stat_t
+		if err := unix.Stat(r.path(name), &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Ino
+	}
+	old := inode("HEAD")
+	if err := r.Publish(h, nil); err != nil {
+		t.Fatal(err)
+	}
+	hold, err := os.Open(r.path("HEAD.spare")) // its inode is not given to another file meanwhile
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hold.Close() //nolint:errcheck // read only
+	for _, other := range []bool{false, true} {
+		if other {
+			if r, err = OpenRecord(r.dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if inode("HEAD.spare") != old && !other {
+			t.Fatal("the spare is not the old head")
+		}
+		if err := r.Publish(h, nil); err != nil {
+			t.Fatal(err)
+		}
+		if inode("HEAD") == old {
+			t.Fatalf("a spare of which it is not known was written to; another process: %v", other)
+		}
+	}
+	if err := r.Confirm(); err != nil {
+		t.Fatal(err)
+	}
+	spare := inode("HEAD.spare")
+	if err := r.Publish(h, nil); err != nil {
+		t.Fatal(err)
+	}
+	if inode("HEAD") != spare {
+		t.Fatal("a spare that can be written to was not")
 	}
 }
 
@@ -222,7 +315,7 @@ func TestCommitFails(t *testing.T) {
 	h := r.Head()
 	h.Snapshot = "none"
 	boom := errors.New("boom")
-	if err := r.Commit(h, func() error { return boom }); !errors.Is(err, boom) {
+	if err := r.Commit(h, func(...string) error { return boom }); !errors.Is(err, boom) {
 		t.Fatal(err)
 	}
 	again, err := OpenRecord(r.dir)

@@ -8,7 +8,6 @@ import (
 	"hash/crc32"
 	"io/fs"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -27,14 +26,26 @@ type note struct {
 	Snapshot json.RawMessage `json:"snapshot"`
 }
 
-// Begin notes, durably, that s is about to run on top of the head. It must
-// return before the command starts. The note holds until the head moves: a
-// later reader that finds s on top of the head knows that it never finished.
+// noteAttr is the extended attribute of the running file that holds a note which
+// need not be flushed. noteLong is what is sure to fit into it: ext4 has one
+// block for all attributes of a file (xattr(7)).
+const (
+	noteAttr = "trusted.deployx.running"
+	noteLong = 3 << 10
+)
+
+// Begin notes that s is about to run on top of the head. It must return before
+// the command starts. The note holds until the head moves: a later reader that
+// finds s on top of the head knows that it never finished.
 //
-// The file is overwritten in place. A write torn by a power cut fails its
-// checksum and reads as "nothing was running", which is true: Begin had not
-// returned. What does not fit is written aside and renamed in.
-func (r *Record) Begin(s Snapshot) error {
+// The note is durable when Begin returns, unless ordered says that a power cut
+// which takes it takes what the command does too: the command works in a new
+// layer, on a filesystem that keeps the order of changes to names and attributes
+// (durable.Ordered). Then it is an attribute, and nothing is flushed. Else the
+// file is overwritten in place. A write torn by a power cut fails its checksum
+// and reads as "nothing was running", which is true: Begin had not returned. What
+// does not fit is written aside and renamed in.
+func (r *Record) Begin(s Snapshot, ordered bool) error {
 	s.Version = Version
 	b, err := json.Marshal(s)
 	if err != nil {
@@ -44,7 +55,10 @@ func (r *Record) Begin(s Snapshot) error {
 		return err
 	}
 	b = fmt.Appendf(nil, "%08x %s\n", crc32.ChecksumIEEE(b), b)
-	name := filepath.Join(r.dir, "running")
+	name := r.path("running")
+	if ordered && len(b) <= noteLong && unix.Lsetxattr(name, noteAttr, b, 0) == nil {
+		return nil
+	}
 	if len(b) > runningSize {
 		return durable.Write(name, b)
 	}
@@ -75,23 +89,34 @@ func overwrite(name string, b []byte) error {
 // has not finished: it runs now, in the process that holds the tree's lock, or was cut
 // off if nobody holds it.
 func (r *Record) Running() (Snapshot, bool, error) {
-	b, err := os.ReadFile(filepath.Join(r.dir, "running"))
+	attr := make([]byte, noteLong)
+	n, err := unix.Lgetxattr(r.path("running"), noteAttr, attr)
+	if err == nil {
+		if s, ok := r.noted(attr[:n]); ok {
+			return s, ok, nil
+		}
+	}
+	b, err := os.ReadFile(r.path("running"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return Snapshot{}, false, nil
 	}
 	if err != nil {
 		return Snapshot{}, false, err
 	}
+	s, ok := r.noted(b)
+	return s, ok, nil
+}
+
+// noted reads a note that belongs to the head.
+func (r *Record) noted(b []byte) (s Snapshot, ok bool) {
 	line, _, _ := bytes.Cut(b, []byte{'\n'})
 	sum, body, ok := bytes.Cut(line, []byte{' '})
 	if !ok || fmt.Sprintf("%08x", crc32.ChecksumIEEE(body)) != string(sum) {
-		return Snapshot{}, false, nil
+		return s, false
 	}
 	var n note
-	if err := json.Unmarshal(body, &n); err != nil || n.Seq != r.at().Seq {
-		return Snapshot{}, false, nil
+	if json.Unmarshal(body, &n) != nil || n.Seq != r.at().Seq {
+		return s, false
 	}
-	var s Snapshot
-	err = json.Unmarshal(n.Snapshot, &s)
-	return s, err == nil, nil
+	return s, json.Unmarshal(n.Snapshot, &s) == nil
 }

@@ -74,6 +74,20 @@ func Publish(path string) error {
 	return nil
 }
 
+// SyncFiles makes the contents and attributes of files last.
+func SyncFiles(names ...string) error {
+	for _, name := range names {
+		f, err := os.Open(name)
+		if err == nil {
+			err = errors.Join(f.Sync(), f.Close())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // SyncDir makes the names in dir last.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)
@@ -102,9 +116,10 @@ func SyncFilesystem(dir string) error {
 // StageSpare writes data to the spare of path, the file that Exchange will put in
 // its place. The spare is the file that was replaced before, overwritten where it
 // lies: on ext4 that takes a third of the time of a new file and the removal of
-// an old one. The caller pads data to a length that seldom changes.
-func StageSpare(path string, data []byte, sync bool) (err error) {
-	f, err := os.OpenFile(path+spare, os.O_CREATE|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+// an old one. The caller pads data to a length that seldom changes, and makes it
+// last.
+func StageSpare(path string, data []byte) (err error) {
+	f, err := os.OpenFile(Spare(path), os.O_CREATE|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
@@ -117,38 +132,27 @@ func StageSpare(path string, data []byte, sync bool) (err error) {
 		return err
 	}
 	if fi.Size() > int64(len(data)) {
-		if err := f.Truncate(int64(len(data))); err != nil {
-			return err
-		}
-	}
-	if sync {
-		return f.Sync()
+		return f.Truncate(int64(len(data)))
 	}
 	return nil
 }
 
-// Exchange replaces path by its spare, atomically, and syncs the directory.
-// What path was is the spare then (renameat2(2), RENAME_EXCHANGE), or gone where
-// the filesystem cannot exchange. On error path is as it was, unless IsPublished
-// says otherwise; then there is no spare, for on disk it may still be path.
+// Exchange replaces path by its spare, atomically: what path was is the spare
+// then (renameat2(2), RENAME_EXCHANGE), or gone where the filesystem cannot
+// exchange. On error path is as it was. It lasts once the directory is synced;
+// until then the spare may be path on disk, and must not be written to.
 func Exchange(path string) error {
 	crash.Point("durable.staged." + filepath.Base(path))
-	err := unix.Renameat2(unix.AT_FDCWD, path+spare, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
+	err := unix.Renameat2(unix.AT_FDCWD, Spare(path), unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
 	if err != nil { // no path yet, or no exchange here
-		err = os.Rename(path+spare, path)
-	}
-	if err != nil {
-		return err
+		err = os.Rename(Spare(path), path)
 	}
 	crash.Point("durable.renamed." + filepath.Base(path))
-	if err := SyncDir(filepath.Dir(path)); err != nil {
-		return errors.Join(errPublished, err, ignoreGone(os.Remove(path+spare)))
-	}
-	return nil
+	return err
 }
 
-// spare is the suffix of a file that waits to be exchanged.
-const spare = ".spare"
+// Spare is the file that waits to be exchanged for path.
+func Spare(path string) string { return path + ".spare" }
 
 func ignoreGone(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {

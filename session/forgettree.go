@@ -92,7 +92,7 @@ func (s *Session) refuseForget(ctx context.Context, commit bool) error {
 			e.Hint = "what was done is committed, as far as they allow: stop them, or reboot, and call deployx forget --commit again"
 		}
 	case n > 0:
-		e.Msg = fmt.Sprintf("%q has %d snapshots that are not committed", s.o.Tree.Path, n)
+		e.Msg = fmt.Sprintf("%q has snapshots that are not committed: %d", s.o.Tree.Path, n)
 	case h.Floor != nil && h.Floor.Layer != "":
 		e.Msg = fmt.Sprintf("%q stands on a layer with what expired snapshots did, which is not committed", s.o.Tree.Path)
 	default:

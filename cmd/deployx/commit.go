@@ -77,9 +77,9 @@ func (a *app) tellCommit(c session.Committed, all bool) error {
 	case len(c.Snapshots) == 0 && c.Paths == 0 && !c.Pending:
 		a.say("deployx: there is nothing to commit")
 	case c.Pending:
-		a.say("deployx: %d snapshots are committed and cannot be rolled back, but the directory itself gets what they did later: the tree must be shown anew, and is held", len(c.Snapshots))
+		a.say("deployx: %s committed, which cannot be rolled back, but the directory itself gets what they did later: the tree must be shown anew, and is held", many(len(c.Snapshots), "snapshot"))
 	default:
-		a.say("deployx: %d snapshots committed, %d paths in %s", len(c.Snapshots), c.Paths, c.Duration.Round(100*time.Microsecond))
+		a.say("deployx: %s committed, %s in %s", many(len(c.Snapshots), "snapshot"), many(int(c.Paths), "path"), c.Duration.Round(100*time.Microsecond))
 	}
 	if c.Undone > 0 {
 		a.say("deployx: %d rollbacks can no longer be taken back", c.Undone)
@@ -94,7 +94,7 @@ func (a *app) tellCommit(c session.Committed, all bool) error {
 	case c.Plain:
 		a.say("deployx: the tree is a plain directory")
 	case c.Remaining > 0:
-		a.say("deployx: %d snapshots are not committed", c.Remaining)
+		a.say("deployx: not committed: %s", many(c.Remaining, "snapshot"))
 	}
 	return nil
 }

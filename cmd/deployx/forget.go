@@ -54,10 +54,10 @@ func (a *app) forget(ctx context.Context, commit bool) (err error) {
 			})
 		}
 		if n := len(f.Committed.Snapshots); n > 0 {
-			a.say("deployx: %d snapshots committed", n)
+			a.say("deployx: %s committed", many(n, "snapshot"))
 		}
 		if f.Undone > 0 {
-			a.say("deployx: %d commands that had been rolled back are gone for good", f.Undone)
+			a.say("deployx: gone for good: %s, rolled back before", many(f.Undone, "command"))
 		}
 		for _, r := range f.Removed {
 			a.say("deployx: removed %s", printable(r))

@@ -74,8 +74,8 @@ func (a *app) gc(ctx context.Context, keep session.Retention, dry bool) error {
 		if dry {
 			verb = "would expire"
 		}
-		a.say("deployx: %d snapshots %s, %d rolled-back ones gone, %d layers given up, %d still in use",
-			len(x.Snapshots), verb, len(x.Undone), x.Discarded, x.InUse)
+		a.say("deployx: %s %s, %s gone, %s given up, %d still in use",
+			many(len(x.Snapshots), "snapshot"), verb, many(len(x.Undone), "rolled-back one"), many(x.Discarded, "layer"), x.InUse)
 		return nil
 	})
 }

@@ -204,6 +204,14 @@ func shows(st treeStatus) string {
 	return s
 }
 
+// many is n things, in words.
+func many(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 // size is a number of bytes that a glance takes in.
 func size(n int64) string {
 	const unit = 1024

@@ -257,8 +257,9 @@ func (c *commit) graftName(from, to target, n os.DirEntry, path string) error {
 	if e != nil {
 		return e
 	}
-	defer f.Close() //nolint:errcheck // O_PATH
-	return c.instead(err, &entry{f: f, st: st}, to, path)
+	link := &entry{f: f, st: st}
+	defer link.close()
+	return c.instead(err, link, to, path)
 }
 
 // bare takes overlayfs's own attributes off a file, which nothing looks at in a

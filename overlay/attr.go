@@ -42,7 +42,10 @@ func xattrs(f *os.File) (map[string][]byte, error) {
 func listXattr(f *os.File) ([]string, error) {
 	buf := make([]byte, 256)
 	for {
-		n, err := unix.Listxattr(fdName(f), buf)
+		n, err := unix.Flistxattr(int(f.Fd()), buf)
+		if errors.Is(err, unix.EBADF) { // O_PATH
+			n, err = unix.Listxattr(fdName(f), buf)
+		}
 		switch {
 		case errors.Is(err, unix.ERANGE):
 			buf = make([]byte, 4*len(buf))
@@ -66,7 +69,10 @@ func listXattr(f *os.File) ([]string, error) {
 func xattr(f *os.File, name string) ([]byte, error) {
 	buf := make([]byte, 256)
 	for {
-		n, err := unix.Getxattr(fdName(f), name, buf)
+		n, err := unix.Fgetxattr(int(f.Fd()), name, buf)
+		if errors.Is(err, unix.EBADF) { // O_PATH
+			n, err = unix.Getxattr(fdName(f), name, buf)
+		}
 		switch {
 		case errors.Is(err, unix.ERANGE):
 			buf = make([]byte, 64<<10) // XATTR_SIZE_MAX

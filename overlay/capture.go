@@ -117,8 +117,12 @@ func (c *capture) views() (err error) {
 	if c.after, err = c.d.viewOf(1, []unit{live}, c.d.units(c.v.Layers[common:]), below); err != nil {
 		return err
 	}
-	c.before, err = c.d.viewOf(0, c.d.units(c.layers[common:]), below)
-	return err
+	if c.before, err = c.d.viewOf(0, c.d.units(c.layers[common:]), below); err != nil {
+		return err
+	}
+	c.after.reading()
+	c.before.reading()
+	return nil
 }
 
 // viewOf opens base and units, newest first.
@@ -169,6 +173,7 @@ func (c *capture) make(t *todo) error {
 		return err
 	}
 	top := &spot{c: c, x: x, merged: true}
+	defer top.close()
 	if err := c.inside(x, y, t, c.ix.Root, top, "."); err != nil {
 		return err
 	}

@@ -26,6 +26,7 @@ func (d *Driver) Changes(ctx context.Context, below, layers []snapshot.LayerID, 
 		return err
 	}
 	defer after.close()
+	after.reading()
 	before := after.below()
 	c := comparison{ctx: ctx, before: before, split: after.split, visit: visit, moved: map[string]bool{}}
 	a, err := after.root()

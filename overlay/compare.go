@@ -76,32 +76,32 @@ func readlink(f *os.File) (string, error) {
 // sameBytes reads two files of one length side by side and stops at the first
 // difference. What is a hole in both is not read.
 func sameBytes(x, y *entry) (bool, error) {
-	var s, t unix.Stat_t
-	if err := errors.Join(unix.Fstat(int(x.bytes().Fd()), &s), unix.Fstat(int(y.bytes().Fd()), &t)); err != nil {
-		return false, err
-	}
-	if s.Dev == t.Dev && s.Ino == t.Ino {
+	if sameInode(x.bytes(), y.bytes()) {
 		return true, nil
 	}
 	if x.st.Size != y.st.Size {
 		return false, nil
 	}
-	a, err := os.Open(fdName(x.bytes()))
+	a, err := x.read()
 	if err != nil {
 		return false, err
 	}
-	defer a.Close() //nolint:errcheck // read only
-	b, err := os.Open(fdName(y.bytes()))
+	b, err := y.read()
 	if err != nil {
 		return false, err
 	}
-	defer b.Close() //nolint:errcheck // read only
 	return sameFiles(a, b, x.st.Size)
 }
 
 func sameFiles(a, b *os.File, size int64) (bool, error) {
-	buf := make([]byte, 2*min(size, 128<<10)) // clearing more than is read would cost more than reading
-	for at := int64(0); at < size; {
+	const first = 4 << 10 // most files that differ do so there, and this much is on the stack
+	var p, q [first]byte
+	n := int(min(size, first))
+	if err := errors.Join(readAll(a, p[:n]), readAll(b, q[:n])); err != nil || p != q || size <= first {
+		return p == q, err
+	}
+	buf := make([]byte, 2*min(size-first, 128<<10)) // clearing more than is read would cost more than reading
+	for at := int64(first); at < size; {
 		at = min(nextData(a, at, size), nextData(b, at, size))
 		n := int(min(int64(len(buf)/2), size-at))
 		if n == 0 {
@@ -120,6 +120,24 @@ func sameFiles(a, b *os.File, size int64) (bool, error) {
 		at += int64(n)
 	}
 	return true, nil
+}
+
+// readAll reads the beginning of a file, as far as there is one.
+func readAll(f *os.File, b []byte) error {
+	for at := 0; at < len(b); {
+		n, err := unix.Pread(int(f.Fd()), b[at:], int64(at))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return &fs.PathError{Op: "pread", Path: f.Name(), Err: err}
+		}
+		if n == 0 {
+			break
+		}
+		at += n
+	}
+	return nil
 }
 
 // nextData skips a hole (lseek(2), SEEK_DATA); a file system that does not

@@ -218,6 +218,7 @@ func (c *capture) compare(a, b *entry) (snapshot.ChangeKind, error) {
 // directory compares a directory that is shown.
 func (c *capture) directory(a, b *entry, t *todo, k *known, p *spot, name, path string, st *unix.Statx_t, there bool) error {
 	sub := &spot{c: c, parent: p, name: name, x: a}
+	defer sub.close()
 	counterpart := b
 	if t.from != "" || !isDir(b) || t.all {
 		id := identity{st.Ino, stampOf(st.Btime)}

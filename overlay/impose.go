@@ -176,11 +176,10 @@ func (t target) replica(e *entry) error {
 }
 
 func (t target) copyFile(e *entry) error {
-	from, err := os.Open(fdName(e.bytes()))
+	from, err := e.read()
 	if err != nil {
 		return err
 	}
-	defer from.Close() //nolint:errcheck // read only
 	fd, err := unix.Openat(int(t.dir.Fd()), t.name, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err

@@ -95,16 +95,27 @@ func (d *Driver) openRootBelow(v snapshot.View) (*os.File, error) {
 	return os.Open(d.base())
 }
 
+// copyAttributes gives a file that was just made, open for reading at least, the
+// attributes of another (O_PATH is enough). What it has is left: each change of an
+// inode costs more than the look.
 func copyAttributes(from, to *os.File) error {
-	var st unix.Stat_t
+	var st, have unix.Stat_t
 	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
 		return &fs.PathError{Op: "fstat", Path: from.Name(), Err: err}
 	}
-	if err := to.Chown(int(st.Uid), int(st.Gid)); err != nil {
-		return err
+	if err := unix.Fstat(int(to.Fd()), &have); err != nil {
+		return &fs.PathError{Op: "fstat", Path: to.Name(), Err: err}
 	}
-	if err := unix.Fchmod(int(to.Fd()), st.Mode&0o7777); err != nil {
-		return &fs.PathError{Op: "fchmod", Path: to.Name(), Err: err}
+	owned := st.Uid == have.Uid && st.Gid == have.Gid
+	if !owned {
+		if err := unix.Fchown(int(to.Fd()), int(st.Uid), int(st.Gid)); err != nil {
+			return &fs.PathError{Op: "fchown", Path: to.Name(), Err: err}
+		}
+	}
+	if !owned || st.Mode != have.Mode { // chown(2) takes bits away
+		if err := unix.Fchmod(int(to.Fd()), st.Mode&0o7777); err != nil {
+			return &fs.PathError{Op: "fchmod", Path: to.Name(), Err: err}
+		}
 	}
 	attrs, err := xattrs(from)
 	if err != nil {
@@ -116,7 +127,7 @@ func copyAttributes(from, to *os.File) error {
 		}
 	}
 	times := [2]unix.Timespec{{Sec: st.Atim.Sec, Nsec: st.Atim.Nsec}, {Sec: st.Mtim.Sec, Nsec: st.Mtim.Nsec}}
-	if err := unix.UtimesNanoAt(unix.AT_FDCWD, fdName(to), times[:], 0); err != nil {
+	if err := unix.UtimesNanoAt(int(to.Fd()), "", times[:], unix.AT_EMPTY_PATH); err != nil {
 		return &fs.PathError{Op: "utimensat", Path: to.Name(), Err: err}
 	}
 	copyFlags(from, to)
@@ -130,12 +141,15 @@ func copyFlags(from, to *os.File) {
 		sync, nodump, noatime, dirsync = 0x8, 0x40, 0x80, 0x10000 // FS_*_FL of linux/fs.h
 		carried                        = sync | nodump | noatime | dirsync
 	)
-	r, err := os.Open(fdName(from))
-	if err != nil {
-		return
+	have, err := unix.IoctlGetInt(int(from.Fd()), unix.FS_IOC_GETFLAGS)
+	if errors.Is(err, unix.EBADF) { // O_PATH
+		r, e := openAt(unix.AT_FDCWD, fdName(from), unix.O_RDONLY)
+		if e != nil {
+			return
+		}
+		defer r.Close() //nolint:errcheck // read only
+		have, err = unix.IoctlGetInt(int(r.Fd()), unix.FS_IOC_GETFLAGS)
 	}
-	defer r.Close() //nolint:errcheck // read only
-	have, err := unix.IoctlGetInt(int(r.Fd()), unix.FS_IOC_GETFLAGS)
 	if err != nil || have&carried == 0 {
 		return
 	}

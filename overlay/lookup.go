@@ -1,9 +1,11 @@
 package overlay
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
 	"os"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +19,7 @@ type search struct {
 	stop bool   // nothing in lower layers shows
 	e    *entry
 	meta bool // what has been found is attributes only; the bytes are below
+	data bool // the bytes are looked for
 	// below is name as it was when the search came to the layers below the
 	// split.
 	below   string
@@ -26,8 +29,8 @@ type search struct {
 // lookup finds name in the directory; nil if the view has nothing there. The
 // bytes of a metacopy file are looked for if data is set.
 func (m *mdir) lookup(name string, data bool) (*entry, error) {
-	s := search{v: m.v, name: name}
-	err := s.down(m, data)
+	s := search{v: m.v, name: name, data: data}
+	err := s.down(m)
 	if err != nil || s.e == nil {
 		s.e.close()
 		return nil, err
@@ -45,7 +48,7 @@ func (m *mdir) lookup(name string, data bool) (*entry, error) {
 	return s.e, nil
 }
 
-func (s *search) down(m *mdir, data bool) error {
+func (s *search) down(m *mdir) error {
 	next := 0
 	for _, p := range m.parts {
 		if strings.HasPrefix(s.name, "/") {
@@ -55,7 +58,7 @@ func (s *search) down(m *mdir, data bool) error {
 		if err := s.single(p.layer, p.f, s.name, 0); err != nil {
 			return err
 		}
-		if s.done(data) {
+		if s.done() {
 			return nil
 		}
 		next = p.layer + 1
@@ -71,7 +74,7 @@ func (s *search) down(m *mdir, data bool) error {
 		if err := s.walk(i); err != nil {
 			return err
 		}
-		if s.done(data) {
+		if s.done() {
 			return nil
 		}
 	}
@@ -84,8 +87,8 @@ func (s *search) cross(layer int) {
 	}
 }
 
-func (s *search) done(data bool) bool {
-	return s.stop || s.e != nil && s.e.dir == nil && (!s.meta || !data)
+func (s *search) done() bool {
+	return s.stop || s.e != nil && s.e.dir == nil && (!s.meta || !s.data)
 }
 
 // walk is ovl_lookup_layer: it follows s.name, absolute, inside one layer. A
@@ -105,7 +108,9 @@ func (s *search) walk(layer int) error {
 		} else {
 			err = s.single(layer, at, comp, done)
 		}
-		if close {
+		if close && s.e != nil && s.e.parent == at {
+			s.e.own = true
+		} else if close {
 			at.Close() //nolint:errcheck // O_PATH
 		}
 		if err != nil || next == nil {
@@ -163,23 +168,27 @@ func (s *search) file(layer int, at, f *os.File, st *unix.Stat_t, comp string, d
 		s.stop = true
 		return f.Close()
 	}
-	meta := false
-	if st.Mode&unix.S_IFMT == unix.S_IFREG && layer < len(s.v.roots)-1 {
-		m, err := xattr(f, private+"metacopy")
+	regular, meta := st.Mode&unix.S_IFMT == unix.S_IFREG, false
+	var r *os.File
+	if regular {
+		r = s.reader(f)
+	}
+	if regular && layer < len(s.v.roots)-1 {
+		m, err := xattr(cmp.Or(r, f), private+"metacopy")
 		if err != nil {
-			return errors.Join(err, f.Close())
+			closeAll(f, r)
+			return err
 		}
-		meta = m != nil
+		if meta = m != nil; meta { // its bytes are elsewhere
+			closeAll(r)
+			r = nil
+		}
 	}
 	switch {
 	case s.e == nil:
-		parent, err := openAt(int(at.Fd()), ".", unix.O_PATH|unix.O_DIRECTORY)
-		if err != nil {
-			return errors.Join(err, f.Close())
-		}
-		s.e = &entry{f: f, st: *st, layer: layer, parent: parent, name: comp, meta: meta}
+		s.e = &entry{f: f, st: *st, layer: layer, parent: at, name: comp, meta: meta, reader: r}
 	case !meta:
-		s.e.data, s.e.dataLayer = f, layer
+		s.e.data, s.e.dataLayer, s.e.reader = f, layer, r
 	default:
 		defer f.Close() //nolint:errcheck // O_PATH
 	}
@@ -188,6 +197,27 @@ func (s *search) file(layer int, at, f *os.File, st *unix.Stat_t, comp string, d
 		return nil
 	}
 	return s.redirect(f, comp, done)
+}
+
+// reader opens a regular file in a view whose files are to be read; nil in another,
+// and if it cannot.
+func (s *search) reader(f *os.File) *os.File {
+	if s.v.fds == nil || !s.data {
+		return nil
+	}
+	r, err := openAt(int(s.v.fds.Fd()), strconv.Itoa(int(f.Fd())), unix.O_RDONLY)
+	if err != nil {
+		return nil // who reads it is told
+	}
+	return r
+}
+
+func closeAll(files ...*os.File) {
+	for _, f := range files {
+		if f != nil {
+			f.Close() //nolint:errcheck // nothing was written
+		}
+	}
 }
 
 // readDir takes what a directory's own attributes say of the layers below.

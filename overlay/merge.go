@@ -202,6 +202,14 @@ func setPrivate(path, name, value string) error {
 	return nil
 }
 
+// setPrivateOf is setPrivate for an open file.
+func setPrivateOf(f *os.File, name, value string) error {
+	if err := unix.Fsetxattr(int(f.Fd()), private+name, []byte(value), 0); err != nil {
+		return &fs.PathError{Op: "setxattr " + name, Path: f.Name(), Err: err}
+	}
+	return nil
+}
+
 // whiteout makes a removal. All in one merge are one inode, as far as the file
 // system allows that many links.
 func (m *merge) whiteout(path string) error {
@@ -290,18 +298,17 @@ func (m *merge) whole(e *entry, path string) error {
 		}
 		return errors.Join(target{dir, filepath.Base(path)}.replica(e), dir.Close())
 	}
-	from, err := os.Open(fdName(e.bytes()))
+	from, err := e.read()
 	if err != nil {
 		return err
 	}
-	defer from.Close() //nolint:errcheck // read only
 	to, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
 	err = copyBytes(m.ctx, from, to)
 	if err == nil {
-		err = errors.Join(copyAttributes(e.f, to), to.Sync(), m.count(to))
+		err = errors.Join(copyAttributes(e.dressed(), to), to.Sync(), m.count(to))
 	}
 	return errors.Join(err, to.Close())
 }
@@ -364,8 +371,10 @@ func copyBytes(ctx context.Context, from, to *os.File) error {
 		return err
 	}
 	size := fi.Size()
-	if err := to.Truncate(size); err != nil {
-		return err
+	if hole, err := from.Seek(0, unix.SEEK_HOLE); err != nil || hole < size {
+		if err := to.Truncate(size); err != nil { // it may end in a hole
+			return err
+		}
 	}
 	for at := nextData(from, 0, size); at < size; at = nextData(from, at, size) {
 		end, err := from.Seek(at, unix.SEEK_HOLE)

@@ -27,6 +27,15 @@ type merged struct {
 	// where a directory is known in the view of the layers below those.
 	split    int
 	borrowed bool // the roots belong to another view
+
+	// fds is /proc/self/fd, in a view whose files are to be read: they are opened at
+	// once then, for every way by /proc costs more than the reading of a small file.
+	fds *os.File
+}
+
+// reading makes a view one whose files are to be read. It is one in any case.
+func (v *merged) reading() {
+	v.fds, _ = openDir("/proc/self/fd") //nolint:errcheck // without it read goes the long way
 }
 
 // A part is one layer's share of a merged directory.
@@ -51,13 +60,35 @@ type entry struct {
 	layer int
 	dir   *mdir // for a directory; f is then its first part
 
-	parent *os.File // where a file was found, and by which name: for a link to it
+	parent *os.File // where a file was found, and by which name: for a link to it, while the directory is open
 	name   string
+	own    bool // the parent is no part of the directory that the name was looked up in
 
 	meta      bool     // a metacopy file: its bytes are in a lower layer
 	data      *os.File // O_PATH, where they are, if they were looked for
 	dataLayer int
 	origin    string // its path in the view below the split
+
+	reader  *os.File // see read
+	settled bool     // see capture.settle
+}
+
+// read opens the bytes of a regular file for reading, once.
+func (e *entry) read() (*os.File, error) {
+	var err error
+	if e.reader == nil {
+		e.reader, err = openAt(unix.AT_FDCWD, fdName(e.bytes()), unix.O_RDONLY)
+	}
+	return e.reader, err
+}
+
+// dressed is where a file's attributes are: by a descriptor that can be read from,
+// which is the quicker one, if there is one.
+func (e *entry) dressed() *os.File {
+	if e.reader != nil && e.data == nil {
+		return e.reader
+	}
+	return e.f
 }
 
 func (e *entry) close() {
@@ -66,11 +97,11 @@ func (e *entry) close() {
 	case e.dir != nil:
 		e.dir.close()
 	default:
-		e.f.Close()      //nolint:errcheck // O_PATH
-		e.parent.Close() //nolint:errcheck // O_PATH
-		if e.data != nil {
-			e.data.Close() //nolint:errcheck // O_PATH
+		e.f.Close() //nolint:errcheck // O_PATH
+		if e.own {
+			e.parent.Close() //nolint:errcheck // O_PATH
 		}
+		closeAll(e.data, e.reader)
 	}
 }
 
@@ -92,7 +123,7 @@ func (d *Driver) view(below, layers []snapshot.LayerID) (*merged, error) {
 
 // below is the view without the change. It lives as long as v does.
 func (v *merged) below() *merged {
-	return &merged{roots: v.roots[v.split:], name: v.name, borrowed: true}
+	return &merged{roots: v.roots[v.split:], name: v.name, borrowed: true, fds: v.fds}
 }
 
 // openUnit opens the tree's root in a layer or a run of them, wherever it is
@@ -160,7 +191,7 @@ func (v *merged) close() {
 	if v.borrowed {
 		return
 	}
-	for _, f := range v.roots {
+	for _, f := range append(v.roots, v.fds) {
 		if f != nil {
 			f.Close() //nolint:errcheck // O_PATH
 		}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -193,7 +194,7 @@ func (f *features) setDir(fd int, key string, dir *os.File) error {
 	return unix.FsconfigSetString(fd, key, fdName(dir))
 }
 
-func fdName(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
+func fdName(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(int(f.Fd())) }
 
 // mountByString is the way of kernels before 6.5: mount(2) on a private
 // directory, from which a detached clone is taken. The kernel cuts the string

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -68,6 +69,7 @@ type Driver struct {
 	standing standing
 	held     remembered
 	alone    alone
+	watching atomic.Pointer[watch]
 
 	mergeAbove, mergeLeast, mergeMost int // tests change them
 	patience                          time.Duration

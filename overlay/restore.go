@@ -235,8 +235,8 @@ func (r *restore) others(at *os.File, was, goal *entry, name, path string) (bool
 	if f == nil || err != nil {
 		return false, err
 	}
-	defer f.Close() //nolint:errcheck // O_PATH
 	now := &entry{f: f, st: st}
+	defer now.close()
 	for _, e := range []*entry{was, goal} {
 		if e == nil || (st.Mode^e.st.Mode)&unix.S_IFMT != 0 {
 			continue
@@ -265,8 +265,8 @@ func (r *restore) inPlace(at *os.File, goal *entry, name, path string) (bool, er
 	if f == nil || err != nil {
 		return false, err
 	}
-	defer f.Close() //nolint:errcheck // O_PATH
 	now := &entry{f: f, st: st}
+	defer now.close()
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR || fileType(now) != fileType(goal) {
 		return false, nil
 	}

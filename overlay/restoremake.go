@@ -60,23 +60,22 @@ func (r *restore) create(at *os.File, goal *entry, name string) error {
 	if fileType(goal) != snapshot.TypeFile {
 		return makeSpecialIn(at, goal, name)
 	}
-	to, err := createAt(at, name)
+	to, err := createAt(at, name, 0o600)
 	if err != nil {
 		return err
 	}
-	from, err := os.Open(fdName(goal.bytes()))
+	from, err := goal.read()
 	if err != nil {
 		return errors.Join(err, to.Close())
 	}
-	defer from.Close() //nolint:errcheck // read only
 	if err = copyAcross(r.ctx, from, to); err == nil {
-		err = copyAttributes(goal.f, to)
+		err = copyAttributes(goal.dressed(), to)
 	}
 	return errors.Join(err, to.Close())
 }
 
-func createAt(at *os.File, name string) (*os.File, error) {
-	fd, err := unix.Openat(int(at.Fd()), name, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+func createAt(at *os.File, name string, mode uint32) (*os.File, error) {
+	fd, err := unix.Openat(int(at.Fd()), name, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
 	if err != nil {
 		return nil, &fs.PathError{Op: "create", Path: name, Err: err}
 	}

@@ -2,7 +2,6 @@ package overlay
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -21,7 +20,13 @@ type spot struct {
 	x        *entry // what is shown there: it decides on attributes
 	merged   bool   // the layers have a part in it
 	redirect string // where they have it, if elsewhere
-	done     bool
+	dir      *os.File
+}
+
+func (p *spot) close() {
+	if p.dir != nil {
+		p.dir.Close() //nolint:errcheck // nothing was written through it
+	}
 }
 
 func (p *spot) path() string {
@@ -39,43 +44,50 @@ func (p *spot) make() error {
 	if p.c.into == "" {
 		return errDiffers
 	}
-	if p.done {
+	if p.dir != nil {
 		return nil
 	}
+	at, name := unix.AT_FDCWD, p.path()
 	if p.parent != nil {
 		if err := p.parent.make(); err != nil {
 			return err
 		}
-	} else if err := os.MkdirAll(filepath.Dir(p.path()), 0o755); err != nil {
+		at, name = int(p.parent.dir.Fd()), p.name
+	} else if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return err
 	}
-	p.c.changed, p.done = true, true
-	return os.Mkdir(p.path(), 0o700)
+	p.c.changed = true
+	if err := unix.Mkdirat(at, name, 0o700); err != nil {
+		return &fs.PathError{Op: "mkdir", Path: name, Err: err}
+	}
+	var err error
+	if p.dir, err = openAt(at, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW); err != nil {
+		return err
+	}
+	if w := p.c.d.watching.Load(); w != nil {
+		w.spare(p.dir)
+	}
+	return nil
 }
 
 // finish gives the directory its attributes, last of all its times, once all
 // that belongs in it is there.
 func (p *spot) finish() error {
-	if !p.done {
+	if p.dir == nil {
 		return nil
 	}
-	to, err := os.Open(p.path())
-	if err != nil {
-		return err
-	}
-	defer to.Close() //nolint:errcheck // nothing was written through it
-	if err := copyAttributes(p.x.f, to); err != nil {
+	if err := copyAttributes(p.x.f, p.dir); err != nil {
 		return err
 	}
 	// readdir must look for the numbers of copied-up inodes (overlayfs.rst).
-	if err := setPrivate(p.path(), "impure", "y"); err != nil {
+	if err := setPrivateOf(p.dir, "impure", "y"); err != nil {
 		return err
 	}
 	switch {
 	case p.redirect != "":
-		return setPrivate(p.path(), "redirect", p.c.prefix()+"/"+p.redirect)
+		return setPrivateOf(p.dir, "redirect", p.c.prefix()+"/"+p.redirect)
 	case !p.merged && (p.parent == nil || p.parent.merged):
-		return setPrivate(p.path(), "opaque", "y")
+		return setPrivateOf(p.dir, "opaque", "y")
 	}
 	return nil
 }
@@ -96,37 +108,36 @@ func (p *spot) whiteout(name string) error {
 	if err := p.make(); err != nil {
 		return err
 	}
-	path := filepath.Join(p.path(), name)
-	if err := unix.Mknod(path, unix.S_IFCHR, 0); err != nil {
-		return &fs.PathError{Op: "mknod", Path: path, Err: err}
+	if err := unix.Mknodat(int(p.dir.Fd()), name, unix.S_IFCHR, 0); err != nil {
+		return &fs.PathError{Op: "mknod", Path: name, Err: err}
 	}
 	return nil
 }
 
 // file copies what is no directory, or links it to a copy of the same inode.
 func (p *spot) file(e *entry, name string) error {
-	return p.once(e, name, p.c.copies, func(path string) error {
+	return p.once(e, name, p.c.copies, func() error {
 		if fileType(e) != snapshot.TypeFile {
-			return makeSpecial(e, path)
+			return makeSpecialIn(p.dir, e, name)
 		}
-		return p.c.whole(e, path)
+		return p.c.whole(e, p.dir, name)
 	})
 }
 
 // once copies a file for the first of its names and links the others. A copy of
 // the attributes alone can stand only where the layers have the bytes.
-func (p *spot) once(e *entry, name string, made map[inode]string, copy func(path string) error) error {
+func (p *spot) once(e *entry, name string, made map[inode]string, copy func() error) error {
 	if err := p.make(); err != nil {
 		return err
 	}
-	path, id := filepath.Join(p.path(), name), inode{e.st.Dev, e.st.Ino}
 	if e.st.Nlink > 1 {
-		if first, ok := made[id]; ok && unix.Link(first, path) == nil {
+		id := inode{e.st.Dev, e.st.Ino}
+		if first, ok := made[id]; ok && unix.Linkat(unix.AT_FDCWD, first, int(p.dir.Fd()), name, 0) == nil {
 			return nil
 		}
-		made[id] = path
+		made[id] = filepath.Join(p.path(), name)
 	}
-	return copy(path)
+	return copy()
 }
 
 // shell keeps the attributes of a file whose bytes the layers have at the same
@@ -135,13 +146,13 @@ func (p *spot) shell(e *entry, name string) error {
 	if !p.merged {
 		return p.file(e, name)
 	}
-	return p.once(e, name, p.c.shells, func(path string) error {
-		to, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	return p.once(e, name, p.c.shells, func() error {
+		to, err := createAt(p.dir, name, 0o600)
 		if err != nil {
 			return err
 		}
 		if err = to.Truncate(e.st.Size); err == nil {
-			err = errors.Join(setPrivate(path, "metacopy", ""), copyAttributes(e.f, to))
+			err = errors.Join(setPrivateOf(to, "metacopy", ""), copyAttributes(e.f, to))
 		}
 		return errors.Join(err, to.Close())
 	})
@@ -153,30 +164,31 @@ const copyTries = 3
 
 // whole copies a regular file. Its attributes are read after its bytes, so that
 // the time of a copy is never older than what is in it.
-func (c *capture) whole(e *entry, path string) error {
+func (c *capture) whole(e *entry, at *os.File, name string) error {
 	if err := c.settle(e); err != nil {
 		return err
 	}
-	from, err := os.Open(fdName(e.bytes()))
+	from, err := e.read()
 	if err != nil {
 		return err
 	}
-	defer from.Close() //nolint:errcheck // read only
-	to, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	var before, after unix.Stat_t
+	if err := unix.Fstat(int(from.Fd()), &before); err != nil {
+		return &fs.PathError{Op: "fstat", Path: name, Err: err}
+	}
+	to, err := createAt(at, name, e.st.Mode&0o777)
 	if err != nil {
 		return err
 	}
 	for try := 1; err == nil; try++ {
-		before, e1 := statxAt(int(from.Fd()), "")
-		err = errors.Join(e1, c.copyBytes(from, to))
-		after, e2 := statxAt(int(from.Fd()), "")
-		if err = errors.Join(err, e2); before.Ctime == after.Ctime && before.Size == after.Size || try == copyTries {
+		err = errors.Join(copyBytes(c.ctx, from, to), unix.Fstat(int(from.Fd()), &after))
+		if err != nil || before.Ctim == after.Ctim && before.Size == after.Size || try == copyTries {
 			break
 		}
-		err = errors.Join(err, to.Truncate(0))
+		before, err = after, to.Truncate(0)
 	}
 	if err == nil {
-		err = copyAttributes(e.f, to)
+		err = copyAttributes(e.dressed(), to)
 	}
 	return errors.Join(err, to.Close())
 }
@@ -184,16 +196,18 @@ func (c *capture) whole(e *entry, path string) error {
 // settle writes a file's pages to disk if anybody has it open for writing, who
 // may have it mapped. Only the first write through a mapping to a clean page
 // moves the times: one to a page that is dirty already would not be seen at the
-// next look. A lease tells whether there is a writer (fcntl(2), F_SETLEASE).
+// next look. A lease tells whether there is a writer (fcntl(2), F_SETLEASE). Once
+// before the first reading is enough: a later write moves the times from those that
+// were noted before (see name).
 func (c *capture) settle(e *entry) error {
-	if e.layer != 0 || e.meta || fileType(e) != snapshot.TypeFile {
+	if e.settled || e.layer != 0 || e.meta || fileType(e) != snapshot.TypeFile {
 		return nil
 	}
-	f, err := os.Open(fdName(e.f))
+	e.settled = true
+	f, err := e.read()
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // read only
 	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_RDLCK); err == nil {
 		_, err = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_UNLCK)
 		return err
@@ -201,50 +215,6 @@ func (c *capture) settle(e *entry) error {
 	const all = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
 	if err := unix.SyncFileRange(int(f.Fd()), 0, 0, all); errors.Is(err, unix.EIO) || errors.Is(err, unix.ENOSPC) {
 		return &fs.PathError{Op: "sync_file_range", Path: f.Name(), Err: err}
-	}
-	return nil
-}
-
-func (c *capture) copyBytes(from, to *os.File) error { return copyBytes(c.ctx, from, to) }
-
-// makeSpecial makes a symbolic link, fifo, socket or device like e.
-func makeSpecial(e *entry, path string) error {
-	if fileType(e) == snapshot.TypeSymlink {
-		target, err := readlink(e.f)
-		if err != nil {
-			return err
-		}
-		if err := os.Symlink(target, path); err != nil {
-			return err
-		}
-	} else if err := unix.Mknod(path, e.st.Mode, int(e.st.Rdev)); err != nil {
-		return &fs.PathError{Op: "mknod", Path: path, Err: err}
-	}
-	return dressSpecial(e, path)
-}
-
-// dressSpecial gives path, which is not followed, the attributes of e.
-func dressSpecial(e *entry, path string) error {
-	if err := os.Lchown(path, int(e.st.Uid), int(e.st.Gid)); err != nil {
-		return err
-	}
-	if fileType(e) != snapshot.TypeSymlink {
-		if err := unix.Fchmodat(unix.AT_FDCWD, path, e.st.Mode&0o7777, 0); err != nil {
-			return &fs.PathError{Op: "chmod", Path: path, Err: err}
-		}
-	}
-	attrs, err := xattrs(e.f)
-	if err != nil {
-		return err
-	}
-	for name, value := range attrs {
-		if err := unix.Lsetxattr(path, name, value, 0); err != nil {
-			return &fs.PathError{Op: "setxattr " + name, Path: path, Err: err}
-		}
-	}
-	times := []unix.Timespec{{Sec: e.st.Atim.Sec, Nsec: e.st.Atim.Nsec}, {Sec: e.st.Mtim.Sec, Nsec: e.st.Mtim.Nsec}}
-	if err := unix.UtimesNanoAt(unix.AT_FDCWD, path, times, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("set times of %q: %w", path, err)
 	}
 	return nil
 }

@@ -15,7 +15,7 @@ import (
 
 // image is a directory on an ext4 of its own, in memory: what is measured there
 // is not the disk.
-func image(b *testing.B, inodes int) string {
+func image(b testing.TB, inodes int) string {
 	b.Helper()
 	testns.Need(b)
 	return testns.NewImage(b, testns.ImageOptions{Type: "ext4", Size: 4 << 30, Inodes: inodes}).Dir

@@ -77,14 +77,18 @@ func (c *commit) directory(a *entry, to *os.File, path string, above *cover) err
 	if err != nil {
 		return err
 	}
-	if parts := a.dir.parts; parts[len(parts)-1].layer < c.split { // what base has does not show
+	last := a.dir.parts[len(a.dir.parts)-1]
+	if last.layer < c.split { // what base has does not show
 		if err := addNames(names, to); err != nil {
 			return err
 		}
 	}
-	for name := range names {
-		if err := c.name(a, target{to, name}, join(path, name), above); err != nil {
-			return err
+	direct := above == nil && last.layer >= c.split && sameInode(last.f, to)
+	for name, isDir := range names {
+		if !direct || isDir || !c.retouch(a, target{to, name}) {
+			if err := c.name(a, target{to, name}, join(path, name), above); err != nil {
+				return err
+			}
 		}
 		c.done++
 		c.tell(false)
@@ -411,10 +415,13 @@ func (c *commit) metadata(e *entry, to target, path string) error {
 		return fmt.Errorf("%q: its bytes are under another name, which a settled layer never has", path)
 	}
 	same, err := sameAttributes(e, &entry{f: f, st: st}, true)
+	if same && e.st.Nlink > 1 {
+		c.copies[inode{e.st.Dev, e.st.Ino}] = path // perhaps copied by one who was cut off
+	}
 	if err != nil || same {
 		return err
 	}
-	if st.Nlink > 1 {
+	if _, copied := c.copies[inode{e.st.Dev, e.st.Ino}]; copied || st.Nlink > 1 { // its last name in base is one of several too
 		return c.copyOnce(e, to, path)
 	}
 	crash.Point("overlay.commit.metadata")

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -87,12 +88,13 @@ func redirected(ctx context.Context, dir *os.File, joined bool) (bool, error) {
 	for _, n := range names {
 		t := target{f, n.Name()}
 		switch {
+		case n.IsDir() && !t.has("redirect"):
 		case n.IsDir():
-		case !n.Type().IsRegular() || !t.has("metacopy"):
-			continue
-		}
-		if !joined && !n.IsDir() || t.has("redirect") {
 			return true, nil
+		case n.Type().IsRegular():
+			if metacopy, redirect := t.refers(); metacopy && (redirect || !joined) {
+				return true, nil
+			}
 		}
 		if !n.IsDir() {
 			continue
@@ -114,6 +116,21 @@ func redirected(ctx context.Context, dir *os.File, joined bool) (bool, error) {
 func (t target) has(name string) bool {
 	err := t.probeXattr(private + name)
 	return !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP)
+}
+
+// refers tells whether a file has its bytes below, and whether by another path. If
+// it cannot be told it has, as above.
+func (t target) refers() (metacopy, redirect bool) {
+	var buf [512]byte
+	n, err := t.listXattr(buf[:])
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return false, false
+	case err != nil:
+		return t.has("metacopy"), t.has("redirect")
+	}
+	names := buf[:n]
+	return bytes.Contains(names, []byte(private+"metacopy\x00")), bytes.Contains(names, []byte(private+"redirect\x00"))
 }
 
 // Commit puts what layers hold into base. The mounted view has these layers

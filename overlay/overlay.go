@@ -231,16 +231,17 @@ func (f *features) mountID(path string) (uint64, error) {
 // LayoutFor tells in words which layout a tree has, or would get with its
 // files in state.
 func LayoutFor(tree, state string) string {
-	layers := filepath.Join(state, "layers")
-	b, err := os.ReadFile(filepath.Join(layers, "layout"))
-	if err != nil {
-		b = []byte("subtree\n")
-		if !subtreeFits(layers, tree) {
-			b = []byte("plain\n")
-		}
-	}
-	if string(b) == "plain\n" {
+	if isPlain(tree, state) {
 		return "plain (the layers lie below the tree's parent, or the tree is a mount: the kernel notes each swap in its log)"
 	}
 	return "subtree (the overlay covers the tree's parent and shows the tree; swaps are silent)"
+}
+
+func isPlain(tree, state string) bool {
+	layers := filepath.Join(state, "layers")
+	b, err := os.ReadFile(filepath.Join(layers, "layout"))
+	if err != nil {
+		return !subtreeFits(layers, tree)
+	}
+	return string(b) == "plain\n"
 }

@@ -17,7 +17,7 @@ import (
 // upper, everything that the driver needs or likes to have. It mounts below
 // state only, and leaves nothing behind.
 func Probe(tree, state string) []snapshot.Check {
-	p := prober{tree: tree, has: allFeatures()}
+	p := prober{tree: tree, plain: tree != state && isPlain(tree, state), has: allFeatures()}
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return []snapshot.Check{{Name: "state directory", Needed: true, Detail: err.Error()}}
 	}
@@ -35,6 +35,7 @@ func Probe(tree, state string) []snapshot.Check {
 
 type prober struct {
 	tree, dir string
+	plain     bool // the layout that the tree has, or would have
 	has       features
 	checks    []snapshot.Check
 }
@@ -69,6 +70,9 @@ func (p *prober) run() {
 		return
 	}
 	m.Close() //nolint:errcheck // a mount handle
+	err = p.links()
+	p.note(togetherCheck, err == nil, false,
+		orElse(text(err), "", "a file of several names becomes one for each name that is changed: "))
 	m, err = p.mount(filepath.Join(p.dir, "l"))
 	if !p.try("overlay on the state's filesystem", err) {
 		return
@@ -79,7 +83,11 @@ func (p *prober) run() {
 	p.use(m)
 }
 
-func (p *prober) mount(lower string) (*os.File, error) {
+func (p *prober) mount(lowers ...string) (*os.File, error) {
+	return p.mountAs(spec{lowers: lowers, index: true})
+}
+
+func (p *prober) mountAs(s spec) (*os.File, error) {
 	for _, d := range []string{"u", "w"} { // a fresh upper each time
 		if err := os.RemoveAll(filepath.Join(p.dir, d)); err != nil {
 			return nil, err
@@ -88,10 +96,44 @@ func (p *prober) mount(lower string) (*os.File, error) {
 			return nil, err
 		}
 	}
-	return p.has.newOverlay(spec{
-		source: "deployx-probe", upper: filepath.Join(p.dir, "u"), work: filepath.Join(p.dir, "w"),
-		lowers: []string{lower},
-	}, filepath.Join(p.dir, "stage"))
+	s.source, s.upper, s.work = "deployx-probe", filepath.Join(p.dir, "u"), filepath.Join(p.dir, "w")
+	return p.has.newOverlay(s, filepath.Join(p.dir, "stage"))
+}
+
+const togetherCheck = "keep hard links together (index)"
+
+// links changes a file by one of its names and looks at another. A filesystem without
+// file handles, the tree's or the state's, has the kernel mount without an index and
+// say so in its log only (ovl_lower_dir, ovl_make_workdir).
+func (p *prober) links() error {
+	if p.plain {
+		return errors.New("the plain layout is without an index")
+	}
+	lower := filepath.Join(p.dir, "l")
+	if err := os.Link(filepath.Join(lower, "f"), filepath.Join(lower, "g")); err != nil {
+		return err
+	}
+	defer os.Remove(filepath.Join(lower, "g")) //nolint:errcheck // all of it goes
+	lowers := []string{lower}
+	if !within(p.dir, p.tree) { // overlapping layers
+		lowers = append(lowers, p.tree)
+	}
+	m, err := p.mountAs(spec{lowers: lowers, index: true})
+	if err != nil {
+		return err
+	}
+	defer m.Close() //nolint:errcheck // a mount handle
+	var st unix.Stat_t
+	if err := unix.Fchmodat(int(m.Fd()), "f", 0o640, 0); err != nil {
+		return err
+	}
+	if err := unix.Fstatat(int(m.Fd()), "g", &st, 0); err != nil {
+		return err
+	}
+	if st.Mode&0o777 != 0o640 {
+		return errors.New("the kernel mounted without an index (dmesg tells why)")
+	}
+	return nil
 }
 
 // use works in the detached mount, then swaps it.

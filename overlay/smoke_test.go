@@ -3,11 +3,14 @@ package overlay
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"deployx/internal/testns"
 	"deployx/snapshot"
@@ -89,5 +92,47 @@ func smoke(t *testing.T, o Options) {
 	sh(t, tree, `test "$(cat f)" = base; test -e d/e/x`)
 	if m, _ := os.ReadFile("/proc/self/mountinfo"); len(m) == 0 {
 		t.Fatal()
+	}
+}
+
+// TestProbeLinks: doctor tells where the kernel keeps no hard links together: on a
+// filesystem without file handles, and in the plain layout.
+func TestProbeLinks(t *testing.T) {
+	testns.Need(t)
+	dir := t.TempDir()
+	for _, c := range []struct {
+		tree string
+		kept bool
+		make func(tree string) error
+	}{
+		{"srv/app", true, func(string) error { return nil }},
+		{"ram/app", false, func(tree string) error {
+			if err := unix.Mount("ramfs", filepath.Dir(tree), "ramfs", 0, ""); err != nil {
+				return err
+			}
+			t.Cleanup(func() { unix.Unmount(filepath.Dir(tree), unix.UMOUNT_NOFOLLOW) }) //nolint:errcheck // the namespace goes
+			return os.Mkdir(tree, 0o755)
+		}},
+		{"mount/app", false, func(tree string) error {
+			t.Cleanup(func() { unix.Unmount(tree, unix.UMOUNT_NOFOLLOW) }) //nolint:errcheck // the namespace goes
+			return unix.Mount(tree, tree, "", unix.MS_BIND, "")
+		}},
+	} {
+		tree := filepath.Join(dir, c.tree)
+		if err := errors.Join(os.MkdirAll(tree, 0o755), c.make(tree)); err != nil {
+			t.Fatal(err)
+		}
+		told := false
+		for _, check := range Probe(tree, filepath.Join(dir, "state")) {
+			if check.Name == togetherCheck {
+				t.Log(c.tree, check.OK, check.Detail)
+				told = check.OK == c.kept && (check.OK || check.Detail != "")
+			} else if !check.OK && check.Needed {
+				t.Errorf("%s: %+v", c.tree, check)
+			}
+		}
+		if !told {
+			t.Errorf("%s: told wrongly or not at all", c.tree)
+		}
 	}
 }

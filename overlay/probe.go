@@ -83,8 +83,8 @@ func (p *prober) run() {
 	p.use(m)
 }
 
-func (p *prober) mount(lowers ...string) (*os.File, error) {
-	return p.mountAs(spec{lowers: lowers, index: true})
+func (p *prober) mount(lower string) (*os.File, error) {
+	return p.mountAs(spec{lowers: []string{lower}})
 }
 
 func (p *prober) mountAs(s spec) (*os.File, error) {

@@ -21,6 +21,7 @@ var (
 func here(t *testing.T, o snapshottest.Options) snapshottest.Options {
 	t.Helper()
 	o.Gap = !testns.Kernel(t, 6, 5)
+	o.LosesFlags = testns.Kernel(t, 5, 15)
 	return o
 }
 

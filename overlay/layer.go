@@ -306,11 +306,35 @@ func (d *Driver) EmptyTrash(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err := os.RemoveAll(filepath.Join(trash, n.Name())); err != nil {
+		if err := removeForbidden(filepath.Join(trash, n.Name())); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// removeForbidden is os.RemoveAll of what chattr may have forbidden to remove: before
+// Linux 5.15 overlayfs sets these flags on a layer's own files.
+func removeForbidden(path string) error {
+	err := os.RemoveAll(path)
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	err = filepath.WalkDir(path, func(name string, e fs.DirEntry, err error) error {
+		if err != nil || !e.IsDir() && !e.Type().IsRegular() {
+			return err
+		}
+		dir, err := openDir(filepath.Dir(name))
+		if err != nil {
+			return err
+		}
+		defer dir.Close() //nolint:errcheck // O_PATH
+		return target{dir: dir, name: filepath.Base(name)}.allow()
+	})
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(path)
 }
 
 const layerIDLength = 36 // a UUID; "base", "stage" and "trash" are shorter

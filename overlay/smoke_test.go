@@ -136,3 +136,23 @@ func TestProbeLinks(t *testing.T) {
 		}
 	}
 }
+
+// TestTrashForbidden: what chattr forbids to remove does not stay in the trash.
+func TestTrashForbidden(t *testing.T) {
+	dir := testns.NewImage(t, testns.ImageOptions{}).Dir
+	tree := filepath.Join(dir, "srv", "app")
+	sh(t, dir, "mkdir -p srv/app")
+	d, err := New(Options{Tree: tree, State: filepath.Join(dir, "state")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sh(t, filepath.Join(d.layers, "trash"), `mkdir -p one/d/e two; echo x > one/d/e/f; ln -s /etc/passwd one/d/l; mkfifo one/d/p
+echo y > two/y; chattr +i one/d/e/f; chattr +a one/d; chattr +i two`)
+	if err := d.EmptyTrash(context.Background()); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(filepath.Join(d.layers, "trash")); err != nil || len(left) > 0 {
+		t.Error(left, err)
+	}
+	sh(t, dir, "chattr -R -f -ia state || true")
+}

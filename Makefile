@@ -50,6 +50,7 @@ bench: build
 
 soak:
 	DEPLOYX_SOAK=1 DEPLOYX_TEST_SOAK=1 CI=true $(GO) test -timeout 24h ./overlay ./session ./fallback ./shell ./snapshot/...
+	DEPLOYX_TEST_OLD=1 CI=true $(GO) test -timeout 24h ./session
 
 vm-setup:
 	scripts/setup-vm.sh

@@ -55,7 +55,7 @@ soak:
 vm-setup:
 	scripts/setup-vm.sh
 
-# Half an hour: see scripts/vm-test.sh.
+# Half an hour and more for each kernel: see scripts/vm-test.sh.
 vm-test: vm-setup
 	GO=$(GO) scripts/vm-test.sh $(KERNELS)
 

@@ -3,7 +3,7 @@
 #
 #   vm-test.sh [--smoke] [--cuts N] [KERNEL...]
 #
-# KERNEL is 5.10, 6.1 or 6.12 (default: all); each takes about ten minutes. --smoke
+# KERNEL is 5.10, 6.1 or 6.12 (default: all); each takes half an hour and more. --smoke
 # does no more than run, diff, rollback, restore and one power cut: make vm-smoke.
 # Everything that is reused lies in DEPLOYX_TEST_CACHE (/var/cache/deployx-test).
 # As root; scripts/setup-vm.sh installs what it needs.

@@ -22,6 +22,9 @@ const sourcePrefix = "deployx:"
 // not ours. One of ours that has been mounted over by others is an error: what
 // the tree shows is then not what the record says.
 func topSource(tree string) (snapshot.LayerID, error) {
+	if id, ok := shownBy(tree); ok {
+		return id, nil
+	}
 	top, err := mounts.ID(tree)
 	if err != nil {
 		return "", err
@@ -48,6 +51,19 @@ func topSource(tree string) (snapshot.LayerID, error) {
 	return "", nil
 }
 
+// shownBy asks the kernel about the one mount that the tree shows, if there is one,
+// which takes as long with thousands of others. It is not ok where that is not ours,
+// or the kernel is too old to tell.
+func shownBy(tree string) (snapshot.LayerID, bool) {
+	top, _, err := mounts.UniqueID(tree)
+	if err != nil {
+		return "", false
+	}
+	fstype, source, err := mounts.Source(top)
+	id, ours := strings.CutPrefix(source, sourcePrefix)
+	return snapshot.LayerID(id), err == nil && ours && fstype == "overlay" && mounts.IsRoot(tree)
+}
+
 // exactly filters mounts on one path. The kernel writes space, tab, newline
 // and backslash in mountinfo as octal (proc_pid_mountinfo(5)); the library has
 // undone that.
@@ -67,19 +83,13 @@ func mountOf(f *os.File) (uint64, error) {
 // ownMounts are the mount ids and the device of our superblock on the tree, in
 // this namespace.
 func (d *Driver) ownMounts() (ids map[uint64]bool, dev uint64, err error) {
-	found, err := mountinfo.GetMounts(exactly(d.tree))
+	var st unix.Statx_t
+	err = unix.Statx(unix.AT_FDCWD, d.tree, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID, &st)
 	if err != nil {
-		return nil, 0, fmt.Errorf("read mountinfo: %w", err)
+		return nil, 0, &fs.PathError{Op: "statx", Path: d.tree, Err: err}
 	}
-	top, err := mounts.ID(d.tree)
-	if err != nil {
-		return nil, 0, err
+	if st.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
+		return nil, 0, errors.New("the tree's mount went away")
 	}
-	ids = map[uint64]bool{uint64(top): true}
-	for _, m := range found {
-		if m.ID == top {
-			return ids, unix.Mkdev(uint32(m.Major), uint32(m.Minor)), nil
-		}
-	}
-	return nil, 0, errors.New("the tree's mount went away")
+	return map[uint64]bool{st.Mnt_id: true}, unix.Mkdev(st.Dev_major, st.Dev_minor), nil
 }

@@ -84,3 +84,33 @@ func Stat(ns, id uint64) (m Mount, err error) {
 	}
 	return Mount{ID: b.id, Parent: b.parent, Dev: unix.Mkdev(b.major, b.minor), Group: b.group, Master: b.master}, nil
 }
+
+// Source tells the type of the filesystem that a mount of our namespace shows, and
+// what it was mounted from, as mountinfo prints it (statmount(2) with
+// STATMOUNT_SB_SOURCE, Linux 6.13).
+func Source(id uint64) (fstype, source string, err error) {
+	const fsType, sbSource = 0x20, 0x200 // STATMOUNT_*
+	var b struct {                       // struct statmount of linux/mount.h
+		size, _  uint32
+		mask     uint64
+		_        [5]uint32 // device, magic, flags
+		fsType   uint32
+		_        [8]uint64 // ids, attributes, propagation
+		_        [2]uint32 // root, mount point
+		_        uint64    // the namespace
+		_        uint32    // subtype
+		sbSource uint32
+		_        [384]byte
+		text     [4096]byte
+	}
+	r := newRequest(0, id, fsType|sbSource)
+	_, _, errno := unix.Syscall6(unix.SYS_STATMOUNT, uintptr(unsafe.Pointer(r)),
+		uintptr(unsafe.Pointer(&b)), unsafe.Sizeof(b), 0, 0, 0)
+	if errno != 0 {
+		return "", "", errno
+	}
+	if b.mask&(fsType|sbSource) != fsType|sbSource || max(b.fsType, b.sbSource) >= uint32(len(b.text)) {
+		return "", "", unix.ENOTSUP
+	}
+	return unix.ByteSliceToString(b.text[b.fsType:]), unix.ByteSliceToString(b.text[b.sbSource:]), nil
+}

@@ -60,6 +60,14 @@ func None(dir string) bool {
 	return err == nil && n == 0
 }
 
+// IsRoot tells whether something is mounted on path itself (STATX_ATTR_MOUNT_ROOT,
+// Linux 5.8).
+func IsRoot(path string) bool {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st)
+	return err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
+}
+
 // ID is the id, as mountinfo prints it, of the mount that path leads to. It may be
 // used again after an unmount.
 func ID(path string) (int, error) {

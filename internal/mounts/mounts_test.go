@@ -1,10 +1,13 @@
 package mounts
 
 import (
+	"errors"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"deployx/internal/testns"
 )
@@ -48,6 +51,27 @@ func TestBelow(t *testing.T) {
 	want()
 	sh(`umount "$1"`)
 	want("/s", "/s/t", "/s/t")
+}
+
+// TestSource: what the kernel says of one mount is what mountinfo prints.
+func TestSource(t *testing.T) {
+	testns.Need(t)
+	dir := t.TempDir()
+	if err := unix.Mount("a b\tc\\", dir, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(dir, 0) //nolint:errcheck // a test
+	id, _, err := UniqueID(dir)
+	if err != nil {
+		t.Skip("this kernel has no unique ids: ", err)
+	}
+	fstype, source, err := Source(id)
+	if errors.Is(err, unix.ENOTSUP) {
+		t.Skip("this kernel does not tell the source")
+	}
+	if err != nil || fstype != "tmpfs" || source != "a b\tc\\" {
+		t.Errorf("%q %q %v", fstype, source, err)
+	}
 }
 
 func BenchmarkNone(b *testing.B) {

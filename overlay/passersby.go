@@ -17,12 +17,13 @@ import (
 // lists a directory or appends a line has gone, or opened another file, in one
 // of some looks; a service that keeps a descriptor is there in all. A look
 // counts only if its process sleeps: one that runs, or waits for a processor or
-// a disk, is in the middle of something. After holdPatience the doubt goes
-// against the swap.
+// a disk, is in the middle of something. After holdPatience, and so many looks that
+// on a busy host it has had its turn too, the doubt goes against the swap.
 const (
 	holdLooks    = 10
 	holdPause    = 200 * time.Microsecond
 	holdPatience = 250 * time.Millisecond
+	holdMost     = 100
 )
 
 // staying looks again at holds until each has gone or moved, and names those
@@ -48,13 +49,14 @@ func stayingHolds(holds []hold) []hold {
 	}()
 	var stay []hold
 	left := slices.Clone(holds)
-	for end := time.Now().Add(holdPatience); len(left) > 0; {
+	end := time.Now().Add(holdPatience)
+	for looks := 0; len(left) > 0; looks++ {
 		time.Sleep(holdPause)
 		var rest []hold
 		for _, h := range left {
 			switch {
 			case !h.still():
-			case h.seen >= holdLooks || time.Now().After(end):
+			case h.seen >= holdLooks || looks >= holdMost && time.Now().After(end):
 				stay = append(stay, h)
 			default:
 				rest = append(rest, h)

@@ -229,8 +229,14 @@ func (s *Shell) submit(p *process, sc script) error {
 	return nil
 }
 
-// stuckCheck is how often a silent shell is looked at.
-const stuckCheck = 100 * time.Millisecond
+// A silent shell is looked at every stuckCheck, and is stuck when it has nothing
+// left to read for stuckLooks in a row: an answer that it sent before has arrived
+// by then, also where the host is so busy that this process, which must read it,
+// hardly gets a turn.
+const (
+	stuckCheck = 100 * time.Millisecond
+	stuckLooks = 10
+)
 
 // await returns the status that comes with nonce.
 func (p *process) await(ctx context.Context, nonce string) (int, error) {
@@ -255,7 +261,7 @@ func (p *process) await(ctx context.Context, nonce string) (int, error) {
 			if read++; p.unread() {
 				read = 0
 			}
-			if read == 2 { // an answer sent before the last line was read has long arrived
+			if read == stuckLooks {
 				return 0, errStuck
 			}
 		case <-ctx.Done():

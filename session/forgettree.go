@@ -77,7 +77,7 @@ func (s *Session) refuseForget(ctx context.Context, commit bool) error {
 	if h.Open == "" && len(v.Layers) == 0 && h.Committing == "" {
 		return nil
 	}
-	held, err := s.drv.Holders(ctx)
+	held, err := s.holdersAnywhere(ctx)
 	if err != nil {
 		return err
 	}

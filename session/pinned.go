@@ -93,6 +93,16 @@ func parent(pid int) int {
 	return n
 }
 
+// holdersAnywhere names the tree's holders, or if there are none those who hold it by
+// another mount.
+func (s *Session) holdersAnywhere(ctx context.Context) ([]snapshot.Holder, error) {
+	held, err := s.drv.Holders(ctx)
+	if e, ok := s.drv.(snapshot.Elsewhere); ok && err == nil && len(held) == 0 {
+		held, err = e.Elsewhere(ctx)
+	}
+	return held, err
+}
+
 // holders names the tree's holders; under the policy seal, where it matters
 // whether there are any, those that are known will do.
 func (s *Session) holders(ctx context.Context) ([]snapshot.Holder, error) {

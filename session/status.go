@@ -68,13 +68,8 @@ func (s *Session) Status(ctx context.Context) (st Status, err error) {
 	if st.Kept, err = s.rec.Pinned(); err != nil {
 		return st, err
 	}
-	if st.PinnedBy, err = s.drv.Holders(ctx); err != nil {
+	if st.PinnedBy, err = s.holdersAnywhere(ctx); err != nil {
 		return st, err
-	}
-	if e, ok := s.drv.(snapshot.Elsewhere); ok && len(st.PinnedBy) == 0 {
-		if st.PinnedBy, err = e.Elsewhere(ctx); err != nil {
-			return st, err
-		}
 	}
 	st.Commit, st.Retire, st.Uncovered = h.Committing, h.Retire, s.uncovered()
 	if d, ok := s.drv.(interface {

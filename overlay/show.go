@@ -16,9 +16,14 @@ import (
 	"deployx/snapshot"
 )
 
-// freezePatience is how long a swap waits for writers that come and go by
-// path: an open, a write and a close take microseconds.
-const freezePatience = 10 * time.Millisecond
+// freezePatience is how long a swap waits for writers that come and go by path. An
+// open, a write and a close take microseconds, but whoever does it may have to wait
+// for a processor. Nobody waits for the swap meanwhile but its caller: the new view is
+// shown and takes writes, which are lost if the old one has to come back.
+const freezePatience = 2 * time.Second
+
+// idlePatience is how long Hide waits for readers by path.
+const idlePatience = 10 * time.Millisecond
 
 // Show swaps the mount on the tree for one of v. See snapshot.Driver.
 func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transition, err error) {
@@ -423,7 +428,7 @@ func (d *Driver) hideTop(ctx context.Context) error {
 
 // unmountIdle retries while readers by path come and go.
 func (d *Driver) unmountIdle() error {
-	if err := unmountSoon(d.tree, freezePatience); err != nil {
+	if err := unmountSoon(d.tree, idlePatience); err != nil {
 		return d.busy(context.Background(), err)
 	}
 	return nil

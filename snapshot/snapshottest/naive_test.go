@@ -31,15 +31,28 @@ func openNaive(broken string) Open {
 	return func(t *testing.T, tree, state string) snapshot.Driver {
 		t.Helper()
 		n := &naive{tree: tree, state: state, broken: broken}
-		b, err := os.ReadFile(filepath.Join(state, "view"))
-		if err == nil {
-			err = json.Unmarshal(b, &n.view)
-		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := n.load(); err != nil {
 			t.Fatal(err)
 		}
 		return n
 	}
+}
+
+// load reads what the tree shows; another driver may have changed that.
+func (n *naive) load() error {
+	b, err := os.ReadFile(filepath.Join(n.state, "view"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	n.view = snapshot.View{}
+	return errors.Join(err, json.Unmarshal(b, &n.view))
+}
+
+func (n *naive) Shown(context.Context) (snapshot.LayerID, error) {
+	if err := n.load(); err != nil {
+		return "", err
+	}
+	return n.view.Open, nil
 }
 
 func (n *naive) Name() string                                       { return "naive" }
@@ -48,7 +61,6 @@ func (n *naive) Sync(context.Context) error                         { return nil
 func (n *naive) Depth(v snapshot.View) (int, int)                   { return len(v.Layers) + 1, 1 << 20 }
 func (n *naive) Close() error                                       { return nil }
 func (n *naive) full(id snapshot.LayerID) string                    { return filepath.Join(n.state, "full-"+string(id)) }
-func (n *naive) Shown(context.Context) (snapshot.LayerID, error)    { return n.view.Open, nil }
 
 func (n *naive) picture(layers []snapshot.LayerID) (treecmp.Picture, error) {
 	return treecmp.Take(n.dir(layers))

@@ -133,9 +133,7 @@ func (c *killerChild) choose() (note, func() error) {
 		}
 	case 8:
 		return note{Op: "reopen"}, func() error {
-			err := c.Session.Close()
-			c.reopen()
-			return err
+			return errors.Join(c.Session.Close(), c.open())
 		}
 	case 9, 10:
 		if c.rec.Head().Open == "" { // a plain directory: it would become base
@@ -204,7 +202,9 @@ func (c *killerChild) chooseCommit(roll int) (note, func() error) {
 				return err
 			}
 			unmountAll(c.TB.(*testing.T), c.tree)
-			c.reopen()
+			if err := c.open(); err != nil {
+				return err
+			}
 			_, err := c.Restore(ctx)
 			return errors.Join(err, c.FinishCommit(ctx))
 		}
@@ -215,7 +215,7 @@ func (c *killerChild) chooseCommit(roll int) (note, func() error) {
 			}
 			err := errors.Join(c.Session.Close(), os.MkdirAll(c.opts.Tree.Store, 0o755))
 			if err == nil {
-				c.reopen()
+				err = c.open()
 			}
 			return err
 		}

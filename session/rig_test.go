@@ -137,11 +137,17 @@ func onLayouts(t *testing.T, f func(t *testing.T, r *rig)) {
 // reopen opens a second session, as another process would.
 func (r *rig) reopen() {
 	r.Helper()
-	s, err := Open(context.Background(), r.opts)
-	if err != nil {
+	if err := r.open(); err != nil {
 		r.Fatal(err)
 	}
-	r.Session = s
+}
+
+func (r *rig) open() error {
+	s, err := Open(context.Background(), r.opts)
+	if err == nil {
+		r.Session = s
+	}
+	return err
 }
 
 // run runs a command and returns its result and what it printed.

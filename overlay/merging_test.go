@@ -11,10 +11,8 @@ import (
 	"strings"
 	"testing"
 
-	"deployx/internal/treecmp"
-	"github.com/moby/sys/mountinfo"
-
 	"deployx/internal/testns"
+	"deployx/internal/treecmp"
 	"deployx/snapshot"
 )
 
@@ -272,18 +270,6 @@ func TestDerived(t *testing.T) {
 	}
 }
 
-// mountedLayers is how many layers the kernel says that the mount on a tree has:
-// lower directories, base among them, and the upper one.
-func mountedLayers(t testing.TB, tree string) int {
-	t.Helper()
-	all, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(tree))
-	if err != nil || len(all) == 0 {
-		t.Fatal("nothing is mounted:", err)
-	}
-	o := all[len(all)-1].VFSOptions
-	return strings.Count(o, "lowerdir+=") + strings.Count(o, "upperdir=")
-}
-
 // TestDepth: whatever comes, and though nothing is merged in the background, no
 // mount has more than sixteen layers; who waits for that is told. Views that a
 // rollback leads to are not waited for, unless their runs are lost.
@@ -296,7 +282,7 @@ func TestDepth(t *testing.T) {
 	var want []treecmp.Picture // by the number of layers
 	check := func(what string) {
 		t.Helper()
-		if n := mountedLayers(t, r.tree); n > 16 {
+		if n := testns.MountedLayers(t, r.tree); n > 16 {
 			t.Fatalf("%s: %d layers are mounted", what, n)
 		}
 		got, err := treecmp.Take(r.tree)
@@ -357,13 +343,13 @@ func TestDepthAllTheSame(t *testing.T) {
 		r.write(i)
 		r.push()
 	}
-	if n := mountedLayers(t, r.tree); n != len(r.v.Layers)+2 || !strings.Contains(told, "deeper than it should be") {
+	if n := testns.MountedLayers(t, r.tree); n != len(r.v.Layers)+2 || !strings.Contains(told, "deeper than it should be") {
 		t.Errorf("%d are stacked of %d layers: %q", n, len(r.v.Layers), told)
 	}
 	sh(t, r.d.layers, "rm merged")
 	r.write(6)
 	r.push()
-	if n := mountedLayers(t, r.tree); n > 5 {
+	if n := testns.MountedLayers(t, r.tree); n > 5 {
 		t.Errorf("%d are stacked of %d layers, though there was room", n, len(r.v.Layers))
 	}
 }

@@ -12,7 +12,6 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"deployx/internal/crash"
@@ -49,18 +48,6 @@ func overtakenRig(r *rig) *overtaken {
 	return o
 }
 
-// mountedLayers is how many layers the kernel says that the mount on a tree has:
-// lower directories, base among them, and the upper one.
-func mountedLayers(t testing.TB, tree string) int {
-	t.Helper()
-	all, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(tree))
-	if err != nil || len(all) == 0 {
-		t.Fatal("nothing is mounted:", err)
-	}
-	o := all[len(all)-1].VFSOptions
-	return strings.Count(o, "lowerdir+=") + strings.Count(o, "upperdir=")
-}
-
 // heavyText makes files, every other time in a new directory, else some in each of
 // fifty, and removes a few of what was there.
 func heavyText(i, files int) string {
@@ -87,7 +74,7 @@ func TestDepth(t *testing.T) {
 		}
 		res, _ := r.run("cd " + r.tree + "; " + heavyText(i, 200))
 		ids = append(ids, res.Snapshot.ID)
-		if n := mountedLayers(t, r.tree); n > 16 {
+		if n := testns.MountedLayers(t, r.tree); n > 16 {
 			t.Fatalf("command %d: %d layers are mounted", i, n)
 		}
 		if i%6 == 5 {
@@ -101,8 +88,8 @@ func TestDepth(t *testing.T) {
 		if _, err := r.Rollback(context.Background(), Target{ID: ids[i]}, RollbackOptions{Drift: DriftDrop}); err != nil {
 			t.Fatal(err)
 		}
-		if i > 0 && mountedLayers(t, r.tree) > 16 { // before the first nothing is mounted
-			t.Errorf("back before command %d: %d layers are mounted", i, mountedLayers(t, r.tree))
+		if i > 0 && testns.MountedLayers(t, r.tree) > 16 { // before the first nothing is mounted
+			t.Errorf("back before command %d: %d layers are mounted", i, testns.MountedLayers(t, r.tree))
 		}
 		if d := treecmp.Diff(want[i], picture(t, r.tree), treecmp.Options{AnyNlink: true}); len(d) > 0 {
 			t.Errorf("back before command %d:\n%s", i, d)
@@ -234,7 +221,7 @@ func dieInDepth(t *testing.T, point string, models []treecmp.Picture) {
 			t.Fatal(err)
 		}
 		showsModel(t, r, models[i+1])
-		if n := mountedLayers(t, r.tree); n > 16 {
+		if n := testns.MountedLayers(t, r.tree); n > 16 {
 			t.Errorf("%d layers are mounted", n)
 		}
 	}

@@ -2,11 +2,10 @@ package session
 
 import (
 	"context"
-	"fmt"
 	"testing"
 	"time"
 
-	"deployx/overlay"
+	"deployx/internal/testns"
 	"deployx/snapshot"
 )
 
@@ -14,23 +13,11 @@ import (
 // new directories and in such as others have filled, with merging and without, in
 // turns. After every sixty both go back to the start.
 func BenchmarkMergingHeavy(b *testing.B) {
-	dir := image(b, 1_500_000)
-	names := []string{"merging", "without"}
-	rigs := map[string]*rig{}
-	for i, name := range names {
-		r := newRigIn(b, fmt.Sprintf("%s/%s", dir, name))
-		if i == 1 {
-			r.opts.OpenDriver = func(_ context.Context, t snapshot.Tree) (snapshot.Driver, error) {
-				return overlay.New(overlay.Options{Tree: t.Path, State: t.Store, MergeAbove: 400})
-			}
-			r.again()
-		}
-		rigs[name] = r
-	}
+	rigs := mergingRigs(b, image(b, 1_500_000))
 	whole, began := map[string][]time.Duration{}, map[string][]time.Duration{}
 	most := map[string]int{}
 	for i := 0; b.Loop(); i++ {
-		for _, name := range names {
+		for _, name := range mergingNames {
 			r, start := rigs[name], time.Now()
 			_, err := r.Run(context.Background(), Command{Text: "cd " + r.tree + "; " + heavyText(i%60, 5000), Started: func(snapshot.Snapshot) error {
 				began[name] = append(began[name], time.Since(start)) // what it waited for merges is in it
@@ -40,7 +27,7 @@ func BenchmarkMergingHeavy(b *testing.B) {
 				b.Fatal(err)
 			}
 			whole[name] = append(whole[name], time.Since(start))
-			most[name] = max(most[name], mountedLayers(b, r.tree))
+			most[name] = max(most[name], testns.MountedLayers(b, r.tree))
 			if i%60 == 59 {
 				_, err := r.Rollback(context.Background(), Target{All: true}, RollbackOptions{})
 				if err == nil {
@@ -55,7 +42,7 @@ func BenchmarkMergingHeavy(b *testing.B) {
 			}
 		}
 	}
-	for _, name := range names {
+	for _, name := range mergingNames {
 		percentiles(b, name+"-", whole[name])
 		percentiles(b, name+"-began-", began[name])
 		b.ReportMetric(float64(most[name]), name+"-most-layers")

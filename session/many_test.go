@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"testing"
 
+	"deployx/internal/testns"
 	"deployx/internal/treecmp"
 )
 
@@ -23,7 +24,7 @@ func TestManyCommands(t *testing.T) {
 		}
 		res, _ := r.run(fmt.Sprintf("mkdir -p d%d; echo %d > d%d/f%d; rm -f d%d/f%d", i%7, i, i%7, i%50, (i+3)%7, i%50))
 		ids = append(ids, res)
-		if n := mountedLayers(t, r.tree); n > 16 {
+		if n := testns.MountedLayers(t, r.tree); n > 16 {
 			t.Fatalf("after %d commands %d layers are mounted", i+1, n)
 		}
 	}

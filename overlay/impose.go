@@ -180,11 +180,10 @@ func (t target) copyFile(e *entry) error {
 	if err != nil {
 		return err
 	}
-	fd, err := unix.Openat(int(t.dir.Fd()), t.name, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	to, err := createAt(t.dir, t.name, 0o600)
 	if err != nil {
 		return err
 	}
-	to := os.NewFile(uintptr(fd), t.name)
 	return errors.Join(copyBytes(context.Background(), from, to), to.Close())
 }
 

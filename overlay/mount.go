@@ -293,13 +293,19 @@ const stagePatience = time.Second
 
 // unmountSoon unmounts what is held for a moment.
 func unmountSoon(path string, patience time.Duration) error {
+	err := whileBusy(patience, func() error { return unix.Unmount(path, unix.UMOUNT_NOFOLLOW) })
+	if err != nil {
+		return &fs.PathError{Op: "umount", Path: path, Err: err}
+	}
+	return nil
+}
+
+// whileBusy tries again as long as there is patience and the kernel says EBUSY.
+func whileBusy(patience time.Duration, try func() error) error {
 	for end := time.Now().Add(patience); ; {
-		err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW)
-		if err == nil {
-			return nil
-		}
+		err := try()
 		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
-			return &fs.PathError{Op: "umount", Path: path, Err: err}
+			return err
 		}
 		time.Sleep(50 * time.Microsecond)
 	}

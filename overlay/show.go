@@ -373,13 +373,7 @@ func unmountTop(tree string) error {
 }
 
 func freezeSoon(m *os.File) error {
-	for end := time.Now().Add(freezePatience); ; {
-		err := freeze(m)
-		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
-			return err
-		}
-		time.Sleep(50 * time.Microsecond)
-	}
+	return whileBusy(freezePatience, func() error { return freeze(m) })
 }
 
 func emptyOr(dir string) (bool, error) {

@@ -135,8 +135,8 @@ func (s *Session) seal(ctx context.Context, p *snapshot.Snapshot, h snapshot.Hea
 }
 
 // pushFrom shows the record's open layer above that of the old head, and confirms
-// the move to it. If that is
-// pinned after all, the record goes back to it, and its holders are returned.
+// the move to it. If that is pinned after all, the record goes back to it, and its
+// holders are returned.
 func (s *Session) pushFrom(ctx context.Context, old snapshot.Head) ([]snapshot.Holder, error) {
 	h := s.rec.Head()
 	v, err := s.rec.View(h)

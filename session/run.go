@@ -262,7 +262,7 @@ func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash stri
 		return p, nil
 	}
 	held, err := s.pushFrom(ctx, old)
-	s.confirm()
+	s.confirm() // whatever became of that
 	report()
 	switch {
 	case err != nil:

@@ -245,10 +245,8 @@ func (s *Session) reshow(ctx context.Context, shown snapshot.LayerID) error {
 	return err
 }
 
-// move moves the head; the shell's context goes with it.
-func (s *Session) move(h snapshot.Head) error {
-	return s.moved(s.sparing(func() error { return s.rec.Move(h) }))
-}
+// move moves the head, durably; the shell's context goes with it.
+func (s *Session) move(h snapshot.Head) error { return s.moveNow(h, nil) }
 
 // commit moves the head to new entries, durably, with all that the driver holds.
 func (s *Session) commit(ctx context.Context, h snapshot.Head, entries ...snapshot.Snapshot) error {
@@ -256,33 +254,29 @@ func (s *Session) commit(ctx context.Context, h snapshot.Head, entries ...snapsh
 	if !s.o.Fast {
 		all = func(...string) error { return s.drv.Sync(ctx) }
 	}
-	if err := s.publish(h, all, entries...); err != nil {
-		return err
+	return s.moveNow(h, all, entries...)
+}
+
+// moveNow is publish and then confirm.
+func (s *Session) moveNow(h snapshot.Head, flush snapshot.Flush, entries ...snapshot.Snapshot) error {
+	err := s.publish(h, flush, entries...)
+	if err == nil {
+		s.confirm()
 	}
-	s.confirm()
-	return nil
+	return err
 }
 
 // publish moves the head. What is missing until that lasts, confirm does, or a
 // show before it.
 func (s *Session) publish(h snapshot.Head, flush snapshot.Flush, entries ...snapshot.Snapshot) error {
-	return s.moved(s.sparing(func() error { return s.rec.Publish(h, flush, entries...) }))
+	err := s.sparing(func() error { return s.rec.Publish(h, flush, entries...) })
+	s.seq = s.rec.Head().Seq
+	return err
 }
 
 // confirm makes the last move last. One that the disk does not confirm did take
 // place: the tree follows, and the operation ends with that error.
 func (s *Session) confirm() { s.doubt = s.rec.Confirm() }
-
-func (s *Session) moved(err error) error {
-	s.seq = s.rec.Head().Seq
-	if err == nil {
-		s.doubt = nil
-	}
-	if snapshot.IsUnconfirmed(err) {
-		s.doubt, err = err, nil
-	}
-	return err
-}
 
 // writeOut makes the layers of entries last, and files beside these, before the
 // head moves there: by as little as the driver can.

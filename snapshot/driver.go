@@ -184,9 +184,10 @@ type Mounter interface {
 // filesystem which keeps the order of changes (durable.Ordered). Ordered tells
 // whether it is so: no change in a new layer lasts without what was done before.
 //
-// WriteOut has the contents of a layer, and of files beside it, written to the disk, so that whatever is renamed afterwards lasts only with all of that.
-// It is false, and nothing has been done, where that does not hold, or is no
-// quicker than Sync.
+// WriteOut has the contents of a layer, and of files beside it, written to the
+// disk, so that whatever is renamed afterwards lasts only with all of that. It is
+// false, and nothing has been done, where that does not hold, or is no quicker
+// than Sync.
 type Orderer interface {
 	Ordered() bool
 	WriteOut(ctx context.Context, id LayerID, files ...string) (done bool, err error)

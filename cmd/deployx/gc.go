@@ -22,12 +22,13 @@ func (a *app) gcCmd() *cobra.Command {
 		Long: `Let snapshots expire that are older than --keep-for, or not among the newest
 --keep-last, or beyond what fits into --max-bytes, newest first: they can no
 longer be rolled back to, but what their commands did stays, as one layer, and
-newer snapshots go on working. What was rolled back before that goes for good. The tree need not be
-idle and never leaves view; layers that the mounted tree still stands on go after
-the next command that changes something. A snapshot that is kept (deployx keep)
-does not expire, nor does what is newer. What is rolled back and can be redone
-counts for --max-bytes after what is applied, and goes first; with --undone all of
-it goes, which gives the space of a rollback back at once.
+newer snapshots go on working. What was rolled back before that goes for good.
+The tree need not be idle and never leaves view; layers that the mounted tree
+still stands on go after the next command that changes something. A snapshot that
+is kept (deployx keep) does not expire, nor does what is newer. What is rolled
+back and can be redone counts for --max-bytes after what is applied, and goes
+first; with --undone all of it goes, which gives the space of a rollback back at
+once.
 
 Exit status: 0 done; 1 refused or failed; 2 usage.`,
 		Args: noArgs,

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"deployx/fallback"
+	"deployx/internal/testns"
 	"deployx/internal/treecmp"
 	"deployx/snapshot"
 )
@@ -52,7 +53,11 @@ func hostile(t *testing.T, old bool) {
 	for swaps.Load() < 3 {
 		runtime.Gosched()
 	}
-	for i := range 60 {
+	steps := 60
+	if testns.Emulated() {
+		steps = 10
+	}
+	for i := range steps {
 		v = hostileStep(t, d, v, tree, i)
 	}
 	stop.Store(true)

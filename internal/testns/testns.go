@@ -140,6 +140,10 @@ func NeedKernel(t testing.TB, major, minor int, what string) {
 	}
 }
 
+// Emulated holds where a processor is played by a program (make vm-test): everything
+// takes some twenty times as long there, and nothing is as quick as it is meant to be.
+func Emulated() bool { return os.Getenv("DEPLOYX_TEST_EMULATED") != "" }
+
 func inCI() bool { return os.Getenv("CI") == "true" }
 
 // enter unshares and executes the test binary again. It returns only with an

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"deployx/internal/procstat"
 )
 
 // prefix names what a shell makes outside itself; the owner's pid follows it.
@@ -245,17 +247,15 @@ func (st procStat) zombie() bool { return st.state == 0 || st.state == 'Z' || st
 func (st procStat) moving() bool { return !st.zombie() && st.state != 'T' && st.state != 't' }
 
 func stat(pid int) (st procStat) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	i := bytes.LastIndexByte(text, ')') // the name before it may hold anything
-	if err != nil || i < 0 {
+	f := procstat.Fields("/proc/" + strconv.Itoa(pid) + "/stat")
+	if f == nil {
 		return procStat{}
 	}
-	var pgrp int
-	if _, err := fmt.Sscanf(string(text[i+1:]), " %c %d %d %d", &st.state, &st.ppid, &pgrp, &st.session); err != nil {
+	st.state, st.started = f[procstat.State][0], f[procstat.Started]
+	var err, e error
+	st.ppid, err = strconv.Atoi(f[procstat.Parent])
+	if st.session, e = strconv.Atoi(f[procstat.Session]); err != nil || e != nil {
 		return procStat{}
-	}
-	if f := strings.Fields(string(text[i+1:])); len(f) > 19 {
-		st.started = f[19]
 	}
 	return st
 }

@@ -5,10 +5,11 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"testing"
 
 	"github.com/moby/sys/mountinfo"
+
+	"deployx/internal/procstat"
 )
 
 // LeftBehind fails t if, when it ends, there are mounts in the namespace or
@@ -117,15 +118,12 @@ func ancestors() map[int]bool {
 	return above
 }
 
-// parentOf reads the fourth field of proc_pid_stat(5), 0 when pid is gone. The
-// second is a name in parentheses that may hold any byte.
+// parentOf is 0 when pid is gone.
 func parentOf(pid int) int {
-	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) //nolint:errcheck // gone: 0
-	_, rest, _ := strings.Cut(string(stat[bytes.LastIndexByte(stat, ')')+1:]), " ")
-	fields := strings.Fields(rest)
-	if len(fields) < 2 {
+	f := procstat.Fields(fmt.Sprintf("/proc/%d/stat", pid))
+	if f == nil {
 		return 0
 	}
-	ppid, _ := strconv.Atoi(fields[1]) //nolint:errcheck // the kernel writes numbers
+	ppid, _ := strconv.Atoi(f[procstat.Parent]) //nolint:errcheck // the kernel writes numbers
 	return ppid
 }

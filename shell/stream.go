@@ -286,6 +286,9 @@ type pump struct {
 // pumpBuffer is large enough that a wake-up costs little beside the copy.
 const pumpBuffer = 256 << 10
 
+// pumpBuffers spares each command half a megabyte to allocate.
+var pumpBuffers = sync.Pool{New: func() any { return new([pumpBuffer]byte) }}
+
 func startPump(stream Stream, r *os.File, out io.Writer) *pump {
 	p := &pump{stream: stream, r: r, out: out, done: make(chan struct{}), moved: make(chan struct{}, 1)}
 	go p.copy()
@@ -295,9 +298,10 @@ func startPump(stream Stream, r *os.File, out io.Writer) *pump {
 func (p *pump) copy() {
 	defer close(p.done)
 	defer p.r.Close()
-	buf := make([]byte, pumpBuffer)
+	buf := pumpBuffers.Get().(*[pumpBuffer]byte) //nolint:errcheck // it holds nothing else
+	defer pumpBuffers.Put(buf)
 	for {
-		n := p.take(buf)
+		n := p.take(buf[:])
 		if n <= 0 || p.deliver(buf[:n]) != nil {
 			return
 		}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"deployx/internal/crash"
+	"deployx/internal/durable"
 	"deployx/snapshot"
 )
 
@@ -326,13 +327,13 @@ func (j *journal) sync(n uint64) error {
 		j.syncing = true
 		f, upTo := j.f, j.lines
 		j.mu.Unlock()
-		err := unix.Fdatasync(int(f.Fd()))
+		err := durable.SyncData(f)
 		j.mu.Lock()
 		j.syncing = false
 		if err != nil {
 			// After a failed flush the kernel forgets what was dirty (fsync(2)):
 			// a second try would lie.
-			j.broken = &fs.PathError{Op: "fdatasync", Path: j.path, Err: err}
+			j.broken = err
 		} else {
 			j.onDisk = max(j.onDisk, upTo)
 		}

@@ -3,6 +3,7 @@ package session
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -21,13 +22,15 @@ import (
 	"deployx/snapshot"
 )
 
-const envFaults = "DEPLOYX_TEST_FAULTS" // dir and driver, for the child
+const envFaults = "DEPLOYX_TEST_FAULTS" // kind, dir and driver, for the child
 
-// TestFaults makes the system calls of each operation that change a file
-// system or the mount table fail, one at a time, with ENOSPC or EIO: in a soak
-// all of them with both. The
-// operation then took place, or is reported as an error and left the tree and
-// the record as they were; and the next one works.
+var faultKinds = map[string]faults.Calls{"changes": faults.Changes, "reads": faults.Reads}
+
+// TestFaults makes the system calls of each operation fail, one at a time: those that
+// change a file system or the mount table with ENOSPC or EIO, those that look at a
+// file system with EIO; in a soak all of them, with both. The operation then took
+// place, or is reported as an error and left the tree and the record as they were; and
+// the next one works.
 func TestFaults(t *testing.T) {
 	if os.Getenv(envFaults) != "" {
 		playFaults(t)
@@ -44,19 +47,23 @@ func TestFaults(t *testing.T) {
 		for _, way := range ways {
 			t.Run(fmt.Sprintf("%s %v", driver, way[0]), func(t *testing.T) {
 				t.Parallel()
-				faultsChild(t, driver, way)
+				faultsChild(t, "changes", driver, way)
 			})
 		}
+		t.Run(driver+" reads", func(t *testing.T) {
+			t.Parallel()
+			faultsChild(t, "reads", driver, [2]unix.Errno{unix.EIO, unix.EIO})
+		})
 	}
 }
 
-func faultsChild(t *testing.T, driver string, way [2]unix.Errno) {
+func faultsChild(t *testing.T, kind, driver string, way [2]unix.Errno) {
 	dir := testns.NewImage(t, testns.ImageOptions{Size: 256 << 20}).Dir // the disk under /tmp may be busy
 	defer unmountAll(t, filepath.Join(dir, "srv", "app"))
 	n := 0
-	s := faults.Supervisor{Dirs: []string{dir}, At: func(string) unix.Errno { n++; return way[n%2] }}
+	s := faults.Supervisor{Calls: faultKinds[kind], Dirs: []string{dir}, At: func(string) unix.Errno { n++; return way[n%2] }}
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestFaults$", "-test.count=1", "-test.v")
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s", envFaults, dir, driver))
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %s", envFaults, kind, dir, driver))
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := s.Run(cmd); err != nil {
@@ -75,7 +82,7 @@ type faultOp struct {
 	do      func(*rig) error
 	runs    bool // a command: what it did stays when it cannot be recorded
 	ends    bool // it may have gone so far that nothing is known of the tree any more
-	later   bool // what comes next does it, if it has failed
+	later   bool // it may have been done, or what comes next does it, if it has failed
 }
 
 var faultOps = []faultOp{
@@ -145,11 +152,14 @@ func faultRestore(r *rig) error {
 
 // playFaults is the child.
 func playFaults(t *testing.T) {
-	dir, driver, _ := strings.Cut(os.Getenv(envFaults), " ")
-	if err := faults.Install(3); err != nil {
+	var kind, dir, driver string
+	if _, err := fmt.Sscan(os.Getenv(envFaults), &kind, &dir, &driver); err != nil {
 		t.Fatal(err)
 	}
-	f := &faulty{rig: killRig(t, dir, driver), ctl: faults.Connect(3)}
+	if err := faults.Install(3, faultKinds[kind]); err != nil {
+		t.Fatal(err)
+	}
+	f := &faulty{rig: killRig(t, dir, driver), kind: kind, ctl: faults.Connect(3)}
 	for _, op := range faultOps {
 		t.Run(op.name, func(t *testing.T) { f.each(t, op) })
 	}
@@ -160,7 +170,8 @@ func playFaults(t *testing.T) {
 
 type faulty struct {
 	*rig
-	ctl faults.Control
+	kind string
+	ctl  faults.Control
 }
 
 // each fails one call after the other of op, until it has no more.
@@ -172,7 +183,7 @@ func (f *faulty) each(t *testing.T, op faultOp) {
 	}
 	f.anew()
 	after := readFiles(t, f.tree)
-	step, n := faultStep()
+	step, n := faultStep(f.kind)
 	for ; ; n += step {
 		f.prepare(op)
 		before, head := picture(t, f.tree), f.onDisk()
@@ -185,8 +196,10 @@ func (f *faulty) each(t *testing.T, op faultOp) {
 			t.Fatal(e)
 		}
 		f.anew()
-		if chosen == "" && err == nil {
-			t.Logf("%d calls", calls)
+		if chosen == "" {
+			if t.Logf("%d calls", calls); err != nil {
+				t.Fatalf("nothing failed: %v", err)
+			}
 			return
 		}
 		if f.check(op, before, after, head, err, n); t.Failed() {
@@ -210,13 +223,14 @@ func (f *faulty) anew() {
 	f.reopen()
 }
 
-// faultStep tells which calls fail: all in a soak, else every third, another
-// third every day.
-func faultStep() (step, first int) {
+// faultStep tells which calls fail: all in a soak, else every third that changes
+// something and every 20th that looks, others every day.
+func faultStep(kind string) (step, first int) {
+	step = map[string]int{"changes": 3, "reads": 20}[kind]
 	if os.Getenv("DEPLOYX_SOAK") != "" {
-		return 1, 1
+		step = 1
 	}
-	return 3, 1 + time.Now().YearDay()%3
+	return step, 1 + time.Now().YearDay()%step
 }
 
 // prepare goes back to base, or the floor, and from there to where op begins.
@@ -224,6 +238,11 @@ func (f *faulty) prepare(op faultOp) {
 	f.Helper()
 	if len(historyOf(f.TB.(*testing.T), f.rig)) > 0 {
 		if err := faultBackAll(f.rig); err != nil {
+			f.Fatal(err)
+		}
+	}
+	if names, err := filepath.Glob(filepath.Join(f.opts.Tree.Store, "record", "*.json")); err != nil || len(names) > 20 {
+		if err := errors.Join(err, faultExpire(f.rig)); err != nil { // else each time has more calls than the one before
 			f.Fatal(err)
 		}
 	}
@@ -250,7 +269,9 @@ func (f *faulty) check(op faultOp, before treecmp.Picture, after files, head sna
 	f.Helper()
 	now := f.onDisk()
 	took := err == nil || op.runs && isRan(err) || snapshot.IsUnconfirmed(err)
-	f.shows(op, before, after, took)
+	if !op.later || took {
+		f.shows(op, before, after, took)
+	}
 	if !took && now.Snapshot != head.Snapshot && !f.isDrift(now.Snapshot) && !(op.ends && now.Snapshot == "") {
 		f.Errorf("the head has moved from %s to %s, and an error was reported", head.Snapshot, now.Snapshot)
 	}

@@ -27,6 +27,15 @@ func Write(path string, data []byte) error {
 	return Publish(path)
 }
 
+// Replace writes path whole or not at all, as a reader sees it, and syncs nothing:
+// a power cut may leave the old file, the new one, or one without its bytes.
+func Replace(path string, data []byte) error {
+	if err := Stage(path, data, false); err != nil {
+		return err
+	}
+	return os.Rename(path+".tmp", path)
+}
+
 // Stage writes the temporary file that Publish will rename, and syncs it when
 // sync is set. A caller that syncs the whole filesystem before it calls
 // Publish passes false and saves one flush.
@@ -89,6 +98,12 @@ func SyncFiles(names ...string) error {
 }
 
 // SyncDir makes the names in dir last.
+//
+// That fsync succeeded is not enough. When a journal has failed, or the filesystem
+// shut down, what was to be written is gone, and one who asks after that is told
+// that there is nothing to write: ext4, if the failure met another's sync
+// (jbd2_journal_force_commit), xfs in any case (xfs_dir_fsync; Linux 6.18). But
+// neither takes a change then, so one is made.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -97,7 +112,30 @@ func SyncDir(dir string) error {
 	if err := d.Sync(); err != nil {
 		return errors.Join(fmt.Errorf("sync %s: %w", dir, err), d.Close())
 	}
-	return d.Close()
+	return errors.Join(takesChanges(d), d.Close())
+}
+
+// takesChanges fails where the filesystem of f has failed: it sets f's flags to what
+// they are. A new time would not tell, whose errors ext4 drops (ext4_dirty_inode).
+// Filesystems without flags are not asked.
+func takesChanges(f *os.File) error {
+	flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags)
+	}
+	if err != nil && !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
+		return &fs.PathError{Op: "change after sync", Path: f.Name(), Err: err}
+	}
+	return nil
+}
+
+// SyncData makes what was written to f last, as fdatasync(2), with the doubt of
+// SyncDir.
+func SyncData(f *os.File) error {
+	if err := unix.Fdatasync(int(f.Fd())); err != nil {
+		return &fs.PathError{Op: "fdatasync", Path: f.Name(), Err: err}
+	}
+	return takesChanges(f)
 }
 
 // SyncFilesystem writes everything dirty on the filesystem that holds dir

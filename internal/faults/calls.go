@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A call is how one system call names what it changes.
+// A call is how one system call names what it is about.
 type call struct {
 	name string
 	fd   int // the argument with a descriptor; dirfd of a path; -1: none
@@ -23,8 +23,11 @@ func onFD(name string, fd int) call          { return call{name, fd, -1, 0, 0} }
 func onPath(name string, dir, path int) call { return call{name, dir, path, 0, 0} }
 func onMount(name string) call               { return call{name, -1, -1, 0, 0} }
 
-// calls are those that change a file system or the mount table.
-var calls = withOld(map[uintptr]call{
+// Calls are system calls, by number.
+type Calls map[uintptr]call
+
+// Changes are those that change a file system or the mount table.
+var Changes = withOld(Calls{
 	unix.SYS_WRITE:           onFD("write", 0),
 	unix.SYS_PWRITE64:        onFD("pwrite64", 0),
 	unix.SYS_FSYNC:           onFD("fsync", 0),
@@ -62,8 +65,34 @@ var calls = withOld(map[uintptr]call{
 	unix.SYS_FSPICK:     onMount("fspick"),
 })
 
+// Reads are those that look at a file system.
+var Reads = Calls{
+	unix.SYS_READ:       onFD("read", 0),
+	unix.SYS_PREAD64:    onFD("pread64", 0),
+	unix.SYS_GETDENTS64: onFD("getdents64", 0),
+	unix.SYS_FSTAT:      onFD("fstat", 0),
+	unix.SYS_FSTATFS:    onFD("fstatfs", 0),
+	unix.SYS_FGETXATTR:  onFD("fgetxattr", 0),
+	unix.SYS_FLISTXATTR: onFD("flistxattr", 0),
+	unix.SYS_IOCTL:      onFD("ioctl", 0),
+
+	unix.SYS_OPENAT:            onPath("openat", 0, 1),
+	unix.SYS_OPENAT2:           onPath("openat2", 0, 1),
+	sysFstatat:                 onPath("fstatat", 0, 1),
+	unix.SYS_STATX:             onPath("statx", 0, 1),
+	unix.SYS_READLINKAT:        onPath("readlinkat", 0, 1),
+	unix.SYS_FACCESSAT:         onPath("faccessat", 0, 1),
+	unix.SYS_FACCESSAT2:        onPath("faccessat2", 0, 1),
+	unix.SYS_NAME_TO_HANDLE_AT: onPath("name_to_handle_at", 0, 1),
+	unix.SYS_STATFS:            onPath("statfs", -1, 0),
+	unix.SYS_GETXATTR:          onPath("getxattr", -1, 0),
+	unix.SYS_LGETXATTR:         onPath("lgetxattr", -1, 0),
+	unix.SYS_LISTXATTR:         onPath("listxattr", -1, 0),
+	unix.SYS_LLISTXATTR:        onPath("llistxattr", -1, 0),
+}
+
 // target describes a call of ours below one of the directories; "" for others.
-func target(n notification, tgid int, dirs []string) string {
+func (calls Calls) target(n notification, tgid int, dirs []string) string {
 	c, ok := calls[uintptr(n.Nr)]
 	if !ok {
 		return ""

@@ -3,7 +3,7 @@ package faults
 import "golang.org/x/sys/unix"
 
 // withOld adds the calls that only older architectures have.
-func withOld(m map[uintptr]call) map[uintptr]call {
+func withOld(m Calls) Calls {
 	m[unix.SYS_MKDIR] = onPath("mkdir", -1, 0)
 	m[unix.SYS_MKNOD] = onPath("mknod", -1, 0)
 	m[unix.SYS_RENAME] = onPath("rename", -1, 1)
@@ -16,3 +16,5 @@ func withOld(m map[uintptr]call) map[uintptr]call {
 	m[unix.SYS_LCHOWN] = onPath("lchown", -1, 0)
 	return m
 }
+
+const sysFstatat = unix.SYS_NEWFSTATAT

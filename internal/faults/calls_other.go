@@ -2,4 +2,8 @@
 
 package faults
 
-func withOld(m map[uintptr]call) map[uintptr]call { return m }
+import "golang.org/x/sys/unix"
+
+func withOld(m Calls) Calls { return m }
+
+const sysFstatat = unix.SYS_FSTATAT

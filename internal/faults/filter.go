@@ -1,6 +1,6 @@
 // Package faults lets a test choose one system call of a process, of all those
-// that change a file system, and make it fail, or do something at that very
-// moment: cut the power, say.
+// that change a file system or that read one, and make it fail, or do something at
+// that very moment: cut the power, say.
 //
 // The process is a child of the test. It puts a seccomp filter on itself, which
 // hands each such call to the test before the kernel does it
@@ -17,11 +17,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Install puts the filter on this process, for all threads and for ever, and
+// Install puts the filter for calls on this process, for all threads and for ever, and
 // hands the listener to the test through the socket that stands in fd. What it
 // starts from then on has the filter too, and is let pass.
-func Install(fd int) error {
-	prog := program()
+func Install(fd int, calls Calls) error {
+	prog := calls.program()
 	fprog := unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
 	const flags = unix.SECCOMP_FILTER_FLAG_NEW_LISTENER | unix.SECCOMP_FILTER_FLAG_TSYNC | unix.SECCOMP_FILTER_FLAG_TSYNC_ESRCH
 	listener, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&fprog)))
@@ -33,7 +33,7 @@ func Install(fd int) error {
 }
 
 // program lets everything pass but the calls.
-func program() []unix.SockFilter {
+func (calls Calls) program() []unix.SockFilter {
 	const (
 		load = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
 		jeq  = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K

@@ -13,6 +13,8 @@ import (
 
 // A Supervisor watches one child.
 type Supervisor struct {
+	// Calls are those that the child has given to Install.
+	Calls Calls
 	// Dirs are where calls count, beside those that mount.
 	Dirs []string
 	// At is called at the chosen call, which waits. The errno that it returns is
@@ -139,7 +141,7 @@ func (s *Supervisor) decide(n notification, pid int) unix.Errno {
 	if !armed {
 		return 0
 	}
-	what := target(n, pid, s.Dirs)
+	what := s.Calls.target(n, pid, s.Dirs)
 	if what == "" {
 		return 0
 	}

@@ -102,6 +102,12 @@ func (d *Disk) Cut(n int, seed uint64) {
 	d.ask(fmt.Sprintf("cut %d %d %s", n, seed, d.cut.Name()))
 }
 
+// Fail makes every write, zeroing and flush fail with EIO from now on.
+func (d *Disk) Fail() {
+	d.t.Helper()
+	d.ask("fail")
+}
+
 func (d *Disk) ask(what string) string {
 	d.t.Helper()
 	if _, err := fmt.Fprintln(d.in, what); err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -65,6 +66,9 @@ func (f *file) obey() error {
 			fmt.Printf("%s\n", f.log.kinds())
 		case line == "count":
 			fmt.Println(len(f.log.kinds()))
+		case line == "fail":
+			f.failed.Store(true)
+			fmt.Println("done")
 		default:
 			if _, err := fmt.Sscanf(line, "cut %d %d %s", &n, &seed, &to); err != nil {
 				return fmt.Errorf("%q: %w", line, err)
@@ -90,10 +94,20 @@ func (r *root) OnAdd(ctx context.Context) {
 // file is the disk.
 type file struct {
 	fs.Inode
-	log *log
+	log    *log
+	failed atomic.Bool // what would change it fails
 
 	mu   sync.Mutex
 	size uint64
+}
+
+// change takes a request that changes the disk.
+func (f *file) change(r request) syscall.Errno {
+	if f.failed.Load() {
+		return unix.EIO
+	}
+	f.log.serve(r)
+	return 0
 }
 
 // Open keeps the kernel from caching: what is written arrives, in this order.
@@ -126,18 +140,16 @@ func (f *file) Read(_ context.Context, _ fs.FileHandle, p []byte, off int64) (fu
 }
 
 func (f *file) Write(_ context.Context, _ fs.FileHandle, p []byte, off int64) (uint32, syscall.Errno) {
-	f.log.serve(request{kind: write, off: off, data: slices.Clone(p)})
-	return uint32(len(p)), 0
+	return uint32(len(p)), f.change(request{kind: write, off: off, data: slices.Clone(p)})
 }
 
 func (f *file) Allocate(_ context.Context, _ fs.FileHandle, off, size uint64, mode uint32) syscall.Errno {
 	if mode&(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_ZERO_RANGE) != 0 { // else mkfs makes sure of the space
-		f.log.serve(request{kind: zero, off: int64(off), len: int64(size)})
+		return f.change(request{kind: zero, off: int64(off), len: int64(size)})
 	}
 	return 0
 }
 
 func (f *file) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno {
-	f.log.serve(request{kind: flush})
-	return 0
+	return f.change(request{kind: flush})
 }

@@ -26,7 +26,8 @@ type commit struct {
 	trash    *os.File // see aside
 	staged   int
 	copies   map[inode]string // files that were copied, by their path in base
-	lost     bool             // something was left out, for it would have shown: see cover
+	siblings siblings
+	lost     bool // something was left out, for it would have shown: see cover
 }
 
 // all commits a view. above is the cover, nil if nothing can show.
@@ -414,15 +415,13 @@ func (c *commit) metadata(e *entry, to target, path string) error {
 	if data.Dev != st.Dev || data.Ino != st.Ino {
 		return fmt.Errorf("%q: its bytes are under another name, which a settled layer never has", path)
 	}
+	begun := c.siblings.has(&e.st)
 	same, err := sameAttributes(e, &entry{f: f, st: st}, true)
-	if same && e.st.Nlink > 1 {
-		c.copies[inode{e.st.Dev, e.st.Ino}] = path // perhaps copied by one who was cut off
-	}
-	if err != nil || same {
+	if err != nil || same && !begun {
 		return err
 	}
-	if _, copied := c.copies[inode{e.st.Dev, e.st.Ino}]; copied || st.Nlink > 1 { // its last name in base is one of several too
-		return c.copyOnce(e, to, path)
+	if begun || st.Nlink > 1 {
+		return c.sibling(e, to)
 	}
 	crash.Point("overlay.commit.metadata")
 	return to.impose(e.f)

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
+
 	"deployx/internal/crash"
 	"deployx/snapshot"
 )
@@ -20,34 +22,37 @@ var _ snapshot.Sealer = (*Driver)(nil)
 // The index beside the open layer says which entries were the same in both
 // states, by their inode and change time. It saves work and decides nothing
 // else: what it does not vouch for is compared. So it may be old, or lost.
-func (d *Driver) Capture(ctx context.Context, v snapshot.View, layers []snapshot.LayerID, into snapshot.LayerID, o snapshot.CaptureOptions) (changed bool, err error) {
+func (d *Driver) Capture(ctx context.Context, v snapshot.View, layers []snapshot.LayerID, into snapshot.LayerID, o snapshot.CaptureOptions) (found snapshot.Captured, err error) {
 	d.indexMu.Lock()
 	defer d.indexMu.Unlock()
-	if err := d.joinShown(ctx, append(slices.Clone(v.Layers), v.Open)); err != nil {
-		return false, err
+	if err := d.joinShown(ctx, []snapshot.LayerID{v.Open}, v.Layers); err != nil {
+		return found, err
 	}
 	c, err := d.newCapture(ctx, v, layers, into, o)
 	if err != nil {
-		return false, err
+		return found, err
 	}
 	defer c.close()
 	todo, err := c.scan()
 	if err != nil || todo == nil {
-		return false, err
+		return found, err
 	}
 	err = c.make(todo)
 	if errors.Is(err, errDiffers) {
 		delete(d.indexes, v.Open) // half brought up to date
-		return true, nil
+		return snapshot.Captured{Differs: true}, nil
 	}
 	if err == nil && into != "" {
 		err = c.publish()
 	}
 	if err != nil {
 		delete(d.indexes, v.Open) // in doubt
-		return false, errors.Join(err, d.toTrash(c.aside))
+		return found, errors.Join(err, d.toTrash(c.aside))
 	}
-	return c.changed, nil
+	if found.Differs = c.changed; !c.more {
+		found.Counts = &c.counts
+	}
+	return found, nil
 }
 
 // errDiffers ends a capture that is only to tell whether anything differs.
@@ -69,6 +74,8 @@ type capture struct {
 	into    snapshot.LayerID
 	aside   string // the layer while it is being made
 	changed bool
+	counts  snapshot.Counts
+	more    bool                // than counts tells: only Changes can tell
 	blind   bool                // nothing was known
 	moved   map[identity]string // directories of the index by identity: their paths
 	origins origins
@@ -76,7 +83,12 @@ type capture struct {
 	copies  map[inode]string    // files that were copied: the first copy
 	shells  map[inode]string    // and of those of which only the attributes were
 	buf     []byte
+	beside  errgroup.Group // copies files while the next are compared
 }
+
+// besideMost is how many files are copied at a time: more than processors, for who
+// compares is not to wait for one.
+const besideMost = 8
 
 func (d *Driver) newCapture(ctx context.Context, v snapshot.View, layers []snapshot.LayerID, into snapshot.LayerID, o snapshot.CaptureOptions) (*capture, error) {
 	clock, err := clockNow()
@@ -87,6 +99,7 @@ func (d *Driver) newCapture(ctx context.Context, v snapshot.View, layers []snaps
 		ctx: ctx, d: d, only: o.Only, clock: clock, v: v, layers: layers, into: into,
 		aside: filepath.Join(d.layers, "capture"), copies: map[inode]string{}, shells: map[inode]string{}, buf: make([]byte, 32<<10),
 	}
+	c.beside.SetLimit(besideMost)
 	if c.only == nil {
 		c.only = func(string) bool { return true }
 	}
@@ -120,20 +133,20 @@ func (c *capture) views() (err error) {
 	if c.before, err = c.d.viewOf(0, c.d.units(c.layers[common:]), below); err != nil {
 		return err
 	}
-	c.after.reading()
-	c.before.reading()
+	c.after.reads = true
+	c.before.reads = true
 	return nil
 }
 
 // viewOf opens base and units, newest first.
 func (d *Driver) viewOf(split int, units ...[]unit) (v *merged, err error) {
-	v = &merged{name: d.name, split: split}
+	v = &merged{units: slices.Concat(units...), name: d.name, split: split}
 	defer func() {
 		if err != nil {
 			v.close()
 		}
 	}()
-	for _, u := range slices.Concat(units...) {
+	for _, u := range v.units {
 		f, err := d.openUnit(u)
 		if err != nil {
 			return v, err
@@ -158,6 +171,15 @@ func (c *capture) make(t *todo) error {
 	if err := c.views(); err != nil {
 		return err
 	}
+	err := c.all(t)
+	if e := c.beside.Wait(); err == nil {
+		err = e
+	}
+	return err
+}
+
+// all goes through what is to be done.
+func (c *capture) all(t *todo) error {
 	x, err := c.after.root()
 	if err != nil {
 		return err

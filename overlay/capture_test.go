@@ -24,6 +24,8 @@ type captureRig struct {
 	tree  string
 	v     snapshot.View
 	chain []snapshot.LayerID
+
+	counted int // captures that told what they had counted
 }
 
 func newCaptureRig(t testing.TB, plain bool) *captureRig {
@@ -72,12 +74,24 @@ func (r *captureRig) sh(text string) {
 func (r *captureRig) capture() bool {
 	r.Helper()
 	id := snapshot.NewLayerID()
-	changed, err := r.d.Capture(context.Background(), r.v, r.chain, id, snapshot.CaptureOptions{})
+	found, err := r.d.Capture(context.Background(), r.v, r.chain, id, snapshot.CaptureOptions{})
 	r.must(err)
-	if changed {
-		r.chain = append(slices.Clone(r.chain), id)
+	if !found.Differs {
+		return false
 	}
-	return changed
+	if found.Counts != nil {
+		var n snapshot.Counts
+		r.must(r.d.Changes(context.Background(), r.chain, []snapshot.LayerID{id}, func(c snapshot.Change) error {
+			n.Add(c)
+			return nil
+		}))
+		if *found.Counts != n {
+			r.Errorf("the capture counted %v, Changes %v", *found.Counts, n)
+		}
+		r.counted++
+	}
+	r.chain = append(slices.Clone(r.chain), id)
+	return true
 }
 
 // same demands that the layers show what the tree does.
@@ -116,6 +130,8 @@ var captureSteps = []string{
 	"rm moved; mv e moved; mv moved/f moved2",
 	"rm -rf ./*",
 	"mkdir -p d/e; echo back > d/e/b",
+	"echo 1 > d/e/b; echo 2 > d/e/new; echo 3 > d/e/gone; touch d/e/t; ln -s x d/e/l",
+	"rm d/e/gone; chmod 600 d/e/t; touch -d @9 d/e/l; rm d/e/new; mkfifo d/e/new; echo 11 > d/e/b",
 }
 
 // TestCapture: after every step the layers show what the tree does, nothing is
@@ -156,6 +172,10 @@ func TestCapture(t *testing.T) {
 					if r.capture() {
 						t.Errorf("%s: captured twice", step)
 					}
+				}
+				// Taken together, the plain steps each touch a hard link, which is Changes' to look at.
+				if r.counted == 0 && !(plain && mode == "every third") {
+					t.Error("no capture told what it counted")
 				}
 			})
 		}

@@ -15,45 +15,76 @@ import (
 // Changes compares the view of below with that of below and layers, wherever
 // one of layers has an entry. See snapshot.Driver.
 func (d *Driver) Changes(ctx context.Context, below, layers []snapshot.LayerID, visit func(snapshot.Change) error) error {
+	return d.changes(ctx, below, layers, true, visit)
+}
+
+// changes is Changes. Which names came apart is told only if that is asked for.
+func (d *Driver) changes(ctx context.Context, below, layers []snapshot.LayerID, splits bool, visit func(snapshot.Change) error) error {
 	if len(layers) == 0 {
 		return nil
 	}
-	if err := d.joinShown(ctx, slices.Concat(below, layers)); err != nil {
+	if err := d.joinShown(ctx, layers, below); err != nil {
 		return err
 	}
-	after, err := d.view(below, layers)
+	c, err := d.comparison(ctx, below, layers)
 	if err != nil {
 		return err
 	}
-	defer after.close()
-	after.reading()
-	before := after.below()
-	c := comparison{ctx: ctx, before: before, split: after.split, visit: visit, moved: map[string]bool{}}
-	a, err := after.root()
+	defer c.after.close()
+	c.visit, c.asked, c.indexed = visit, !splits, !splits
+	return c.run()
+}
+
+// comparison holds the view of layers against that of what is below. The caller closes
+// the former.
+func (d *Driver) comparison(ctx context.Context, below, layers []snapshot.LayerID) (*comparison, error) {
+	after, err := d.view(below, layers)
+	if err != nil {
+		return nil, err
+	}
+	after.reads = true
+	c := &comparison{ctx: ctx, d: d, after: after, before: after.below(), split: after.split, moved: map[string]bool{}}
+	root, err := after.root()
+	if err == nil {
+		err = c.findMoves(root, ".")
+		root.close()
+	}
+	if err != nil {
+		after.close()
+		return nil, err
+	}
+	return c, nil
+}
+
+type comparison struct {
+	ctx           context.Context
+	d             *Driver
+	after, before *merged
+	split         int
+	visit         func(snapshot.Change) error
+	moved         map[string]bool // paths before that live on elsewhere
+
+	asked, indexed bool            // whether the kernel keeps names together, once that was asked
+	apart          map[string]bool // names that came apart from others, once there may be one
+	collect        *splitting      // look for these only, and tell nothing
+}
+
+// run compares all.
+func (c *comparison) run() error {
+	a, err := c.after.root()
 	if err != nil {
 		return err
 	}
 	defer a.close()
-	b, err := before.root()
+	b, err := c.before.root()
 	if err != nil {
 		return err
 	}
 	defer b.close()
-	if err := c.findMoves(a, "."); err != nil {
-		return err
-	}
-	if err := c.directory(a, b, "."); err != nil {
+	if err := c.entry(a, b, ".", ""); err != nil {
 		return err
 	}
 	return c.inside(a, b, nil, ".")
-}
-
-type comparison struct {
-	ctx    context.Context
-	before *merged
-	split  int
-	visit  func(snapshot.Change) error
-	moved  map[string]bool // paths before that live on elsewhere
 }
 
 // findMoves collects the directories that were renamed: overlayfs leaves the
@@ -255,14 +286,20 @@ func (c *comparison) entry(x, y *entry, path, from string) error {
 	switch {
 	case x == nil && y == nil:
 		return nil
+	case c.collect != nil:
+		if x != nil && x.dir == nil {
+			_, err := c.splits(x, y, path)
+			return err
+		}
+		return nil
 	case x == nil:
 		return c.tell(snapshot.ChangeDeleted, y, path, "")
 	case y == nil:
-		return c.tell(snapshot.ChangeAdded, x, path, "")
+		return c.tellFile(snapshot.ChangeAdded, x, nil, path)
 	case from != "":
 		return c.tell(snapshot.ChangeRenamed, x, path, from)
 	case fileType(x) != fileType(y):
-		return c.tell(snapshot.ChangeType, x, path, "")
+		return c.tellFile(snapshot.ChangeType, x, nil, path)
 	case isDir(x):
 		return c.directory(x, y, path)
 	}
@@ -270,7 +307,7 @@ func (c *comparison) entry(x, y *entry, path, from string) error {
 	if err != nil || kind == "" {
 		return err
 	}
-	return c.tell(kind, x, path, "")
+	return c.tellFile(kind, x, y, path)
 }
 
 func (c *comparison) directory(x, y *entry, path string) error {
@@ -282,14 +319,29 @@ func (c *comparison) directory(x, y *entry, path string) error {
 }
 
 func (c *comparison) tell(kind snapshot.ChangeKind, e *entry, path, from string) error {
+	return c.visit(change(kind, e, path, from))
+}
+
+// tellFile is tell of an entry that may have come apart from other names. y is what
+// had its path before.
+func (c *comparison) tellFile(kind snapshot.ChangeKind, x, y *entry, path string) error {
+	told := change(kind, x, path, "")
+	var err error
+	if told.SplitLink, err = c.splits(x, y, path); err != nil {
+		return err
+	}
+	return c.visit(told)
+}
+
+func change(kind snapshot.ChangeKind, e *entry, path, from string) snapshot.Change {
 	size := e.st.Size
 	if e.dir != nil {
 		size = 0 // a directory's size is the file system's business
 	}
-	return c.visit(snapshot.Change{
+	return snapshot.Change{
 		Path: path, From: from, Kind: kind, Type: fileType(e),
 		Mode: e.st.Mode & 0o7777, UID: e.st.Uid, GID: e.st.Gid, Size: size,
-	})
+	}
 }
 
 func fileType(e *entry) snapshot.FileType { return snapshot.TypeOf(e.st.Mode) }

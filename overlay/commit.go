@@ -25,8 +25,13 @@ const settledMark = "settled"
 // Settle looks for what was moved, and if there is any makes a layer in which
 // nothing refers to base by another path. See snapshot.Committer.
 func (d *Driver) Settle(ctx context.Context, layers []snapshot.LayerID) (snapshot.LayerID, error) {
-	if len(layers) == 0 || len(layers) == 1 && d.wasSettled(layers[0]) {
+	if len(layers) == 0 {
 		return "", nil
+	}
+	if len(layers) == 1 {
+		if done, err := exists(d.dir(layers[0], settledMark)); err != nil || done {
+			return "", err
+		}
 	}
 	r, err := d.reach()
 	if err != nil {
@@ -53,8 +58,6 @@ func (d *Driver) Settle(ctx context.Context, layers []snapshot.LayerID) (snapsho
 	id := snapshot.NewLayerID()
 	return id, os.Rename(aside, d.dir(id, ""))
 }
-
-func (d *Driver) wasSettled(id snapshot.LayerID) bool { return exists(d.dir(id, settledMark)) }
 
 // moved tells whether the change refers to base by another path: a directory
 // with a redirect, or a metacopy file with one; where base is not joined with the
@@ -162,6 +165,9 @@ func (d *Driver) Commit(ctx context.Context, layers []snapshot.LayerID, progress
 	}
 	defer above.close()
 	c := commit{ctx: ctx, reach: r, split: view.split, progress: progress, copies: map[inode]string{}}
+	if c.siblings, err = d.siblingsOf(r, layers); err != nil {
+		return err
+	}
 	if c.count(view) == 0 {
 		return nil // nothing was changed, not even the root
 	}
@@ -173,7 +179,10 @@ func (d *Driver) Commit(ctx context.Context, layers []snapshot.LayerID, progress
 	}
 	crash.Point("overlay.commit.applied")
 	d.bound = ""
-	return syncFilesystem(r.base)
+	if err := syncFilesystem(r.base); err != nil {
+		return err
+	}
+	return d.toTrash(filepath.Join(d.layers, "copied"))
 }
 
 // splitAt keeps a layer and those above it from being stacked as one: a run of

@@ -90,7 +90,12 @@ func (c *capture) name(x, y *entry, t *todo, k *known, p *spot, name, path strin
 	if err != nil {
 		return err
 	}
-	defer a.close()
+	lent := false
+	defer func() {
+		if !lent {
+			a.close()
+		}
+	}()
 	var b *entry
 	if y != nil {
 		if b, err = y.dir.lookup(name, true); err != nil {
@@ -104,7 +109,7 @@ func (c *capture) name(x, y *entry, t *todo, k *known, p *spot, name, path strin
 	if taken, err := c.takes(a, path); !taken || err != nil {
 		return err // and what is known of it stays
 	}
-	if err := c.leaf(a, b, p, name); err != nil {
+	if lent, err = c.leaf(a, b, p, name); err != nil {
 		return err
 	}
 	c.learn(k, name, &st, there)
@@ -163,32 +168,60 @@ func (c *capture) learn(k *known, name string, st *unix.Statx_t, there bool) *kn
 	return n
 }
 
-// leaf compares what is shown, nothing or no directory, with what was.
-func (c *capture) leaf(a, b *entry, p *spot, name string) error {
+// leaf compares what is shown, nothing or no directory, with what was. lent says that
+// a is somebody else's to close.
+func (c *capture) leaf(a, b *entry, p *spot, name string) (lent bool, err error) {
 	switch {
 	case a == nil && b == nil:
-		return nil
+		return false, nil
 	case a == nil:
-		return p.whiteout(name)
-	case b != nil && b.dir == nil && fileType(a) == fileType(b):
+		c.tell(snapshot.ChangeDeleted, b)
+		return false, p.whiteout(name)
+	case b == nil:
+		c.tell(snapshot.ChangeAdded, a)
+	case b.dir != nil || fileType(a) != fileType(b):
+		c.tell(snapshot.ChangeType, b)
+	default:
 		kind, err := c.compare(a, b)
 		if err != nil {
-			return err
+			return false, err
 		}
 		// One that got another name is kept anew with it, to be one file again.
 		links, err := c.links(a)
 		if err != nil {
-			return err
+			return false, err
 		}
 		linked := links > 1 && links != b.st.Nlink && a.st.Ino != b.st.Ino
 		if kind == "" && !linked {
-			return nil
+			return false, nil
+		}
+		if kind != "" {
+			c.tell(kind, a)
+			if err := c.parted(a, b); err != nil {
+				return false, err
+			}
 		}
 		if kind != snapshot.ChangeModified && !linked && fileType(a) == snapshot.TypeFile {
-			return p.shell(a, name)
+			return false, p.shell(a, name)
 		}
 	}
 	return p.file(a, name)
+}
+
+// tell counts what Changes will find.
+func (c *capture) tell(kind snapshot.ChangeKind, e *entry) {
+	c.counts.Add(snapshot.Change{Kind: kind})
+	c.more = c.more || isDir(e)
+}
+
+// parted leaves the counting to Changes if a name may have come apart from others.
+func (c *capture) parted(a, b *entry) error {
+	if c.more || c.indexed || b.st.Nlink == 1 || fileType(a) != snapshot.TypeFile {
+		return nil
+	}
+	var err error
+	c.more, err = c.d.grouped(c.before, b)
+	return err
 }
 
 // links counts the names of a file, without the one that the kernel keeps in the
@@ -234,6 +267,7 @@ func (c *capture) directory(a, b *entry, t *todo, k *known, p *spot, name, path 
 	}
 	sub.merged = counterpart != nil
 	if counterpart == nil || counterpart != b {
+		c.more = true
 		t = &todo{all: true, self: true, kids: t.kids, from: t.from, was: t.was}
 		if t.was != nil && counterpart != nil && sub.redirect == t.from {
 			t.all = false
@@ -316,10 +350,11 @@ func (c *capture) shares(a, b *entry) bool {
 // attributes compares a directory's own.
 func (c *capture) attributes(x, y *entry, p *spot) error {
 	if y != nil {
-		same, err := sameAttributes(x, y, true)
-		if err != nil || same {
+		same, err := sameAttributes(x, y, false)
+		if err != nil || same && x.st.Mtim == y.st.Mtim {
 			return err
 		}
+		c.more = c.more || !same // a time is no change
 	}
 	return p.make()
 }

@@ -26,8 +26,9 @@ type hold struct {
 	snapshot.Holder
 	link string // what to look at again, below /proc
 	stat unix.Statx_t
-	info string // fdinfo: a position that moves tells a passer-by
-	seen int    // looks that counted
+	info string        // fdinfo: a position that moves tells a passer-by
+	seen int           // looks that counted
+	had  time.Duration // of a processor, when it was seized
 	twin *os.File
 	num  int // of the descriptor
 }

@@ -195,7 +195,7 @@ func TestFrozenProof(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.Close() //nolint:errcheck // a mount handle
-	if _, err := r.d.swap(context.Background(), m, &submounts{d: r.d}, open); snapshot.CodeOf(err) != snapshot.CodeTreeBusy {
+	if _, err := r.d.swap(context.Background(), m, &submounts{d: r.d}, next, open); snapshot.CodeOf(err) != snapshot.CodeTreeBusy {
 		t.Fatalf("a swap under a hidden writer: %v", err)
 	}
 	sh(t, r.tree, "echo still > writable; grep -q layer who")

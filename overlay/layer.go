@@ -89,7 +89,11 @@ func (d *Driver) openRootBelow(v snapshot.View) (*os.File, error) {
 	if n := len(v.Layers); n > 0 {
 		return os.Open(d.dir(v.Layers[n-1], "u"))
 	}
-	if d.name == "" && sameMount(d.base(), d.layers) { // not shown: the tree is base
+	bound, err := d.baseBound()
+	if err != nil {
+		return nil, err
+	}
+	if d.name == "" && !bound {
 		return os.Open(d.tree)
 	}
 	return os.Open(d.base())
@@ -99,10 +103,16 @@ func (d *Driver) openRootBelow(v snapshot.View) (*os.File, error) {
 // attributes of another (O_PATH is enough). What it has is left: each change of an
 // inode costs more than the look.
 func copyAttributes(from, to *os.File) error {
-	var st, have unix.Stat_t
+	var st unix.Stat_t
 	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
 		return &fs.PathError{Op: "fstat", Path: from.Name(), Err: err}
 	}
+	return copyAttributesOf(from, &st, to)
+}
+
+// copyAttributesOf is copyAttributes of a file that has been looked at.
+func copyAttributesOf(from *os.File, st *unix.Stat_t, to *os.File) error {
+	var have unix.Stat_t
 	if err := unix.Fstat(int(to.Fd()), &have); err != nil {
 		return &fs.PathError{Op: "fstat", Path: to.Name(), Err: err}
 	}
@@ -204,7 +214,7 @@ func (d *Driver) rootChanged(v snapshot.View) (bool, error) {
 }
 
 func emptyDir(path string) (bool, error) {
-	f, err := os.Open(path)
+	f, err := openAt(unix.AT_FDCWD, path, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return false, err
 	}
@@ -265,7 +275,7 @@ func (d *Driver) inUse(ctx context.Context, id snapshot.LayerID) (bool, error) {
 	if err != nil || open == "" {
 		return false, err
 	}
-	if open == id {
+	if open == id || d.owes(id, open) {
 		return true, nil
 	}
 	under, err := d.standing.under(d, open)

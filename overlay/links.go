@@ -60,6 +60,9 @@ func freshOrigin(upper string) error {
 // only all of their names. It costs a look at an empty directory if no file with
 // more than one link was copied up. See aliases for what it costs else.
 func (d *Driver) join(ctx context.Context, open snapshot.LayerID) error {
+	if err := d.dropRelink(open); err != nil {
+		return err
+	}
 	if d.name == "" {
 		return nil
 	}
@@ -81,12 +84,19 @@ func (d *Driver) join(ctx context.Context, open snapshot.LayerID) error {
 }
 
 // joinShown is join for the shown layer, if it is among layers (oldest first).
-func (d *Driver) joinShown(ctx context.Context, layers []snapshot.LayerID) error {
+func (d *Driver) joinShown(ctx context.Context, layers ...[]snapshot.LayerID) error {
 	open, err := d.Shown(ctx)
-	if err != nil || open == "" || !slices.Contains(layers, open) {
+	if err != nil || open == "" {
 		return err
 	}
-	return d.join(ctx, open)
+	for _, some := range layers {
+		for _, l := range slices.Backward(some) { // it is the newest, or none
+			if l == open {
+				return d.join(ctx, open)
+			}
+		}
+	}
+	return nil
 }
 
 // A joining is files of the open layer that may lack names.
@@ -142,7 +152,7 @@ func (d *Driver) lacking(open snapshot.LayerID) (j joining, err error) {
 }
 
 func readNames(dir string) ([]string, error) {
-	f, err := os.Open(dir)
+	f, err := openAt(unix.AT_FDCWD, dir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -183,17 +193,24 @@ func (d *Driver) lacks(open snapshot.LayerID, name string, j *joining) error {
 	return nil
 }
 
+// handleHead is what stands before the handle in overlayfs's handle of a lower file
+// (struct ovl_fb): version, magic, length, flags, type, the file system's UUID.
+const handleHead = 5 + 16
+
+// lowerHandle is the lower file's own handle in a longer overlayfs one.
+func lowerHandle(b []byte) unix.FileHandle {
+	return unix.NewFileHandle(int32(b[4]), b[handleHead:])
+}
+
 // lowerOf finds the lower file of an entry of the index, whose name is the
-// file's handle in hexadecimal (struct ovl_fb: version, magic, length, flags,
-// type, the file system's UUID, and the handle). Zero if it has gone. layered means
+// file's handle in hexadecimal (see handleHead). Zero if it has gone. layered means
 // that one of its names is known to lie in a layer; it may be so without that.
 func (d *Driver) lowerOf(name string) (file inode, layered bool, err error) {
-	const head = 5 + 16
 	b, err := hex.DecodeString(name)
-	if err != nil || len(b) <= head {
+	if err != nil || len(b) <= handleHead {
 		return inode{}, false, nil // a file that is being made
 	}
-	handle := unix.NewFileHandle(int32(b[4]), b[head:])
+	handle := lowerHandle(b)
 	for _, dir := range []string{d.layers, d.base()} {
 		at, err := os.Open(dir)
 		if err != nil {
@@ -228,20 +245,16 @@ func (d *Driver) copyUp(paths []string) error {
 		return err
 	}
 	defer root.Close() //nolint:errcheck // nothing was written
-	how := unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_MAGICLINKS,
-	}
 	for _, path := range paths {
-		fd, err := unix.Openat2(int(root.Fd()), path, &how)
+		f, err := openBelow(root, path, unix.O_PATH)
 		if err != nil {
 			if errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.EIO) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.EMFILE) {
-				return &fs.PathError{Op: "openat2", Path: path, Err: err}
+				return err
 			}
 			continue
 		}
-		err = nudge(fd)
-		unix.Close(fd) //nolint:errcheck // O_PATH
+		err = nudge(int(f.Fd()))
+		f.Close() //nolint:errcheck // O_PATH
 		if err != nil && !errors.Is(err, unix.EPERM) {
 			return fmt.Errorf("link %q: %w", path, err)
 		}

@@ -1,11 +1,9 @@
 package overlay
 
 import (
-	"cmp"
 	"errors"
 	"io/fs"
 	"os"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -139,7 +137,7 @@ func (s *search) step(at *os.File, comp string, done int) (*os.File, error) {
 
 // single is ovl_lookup_single for the last component.
 func (s *search) single(layer int, at *os.File, comp string, done int) error {
-	f, st, err := openEntry(at, comp)
+	f, st, readable, err := s.open(at, comp)
 	if f == nil || err != nil {
 		return err
 	}
@@ -148,7 +146,7 @@ func (s *search) single(layer int, at *os.File, comp string, done int) error {
 		return f.Close()
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return s.file(layer, at, f, &st, comp, done)
+		return s.file(layer, at, f, readable, &st, comp, done)
 	}
 	if s.e != nil && s.e.dir == nil { // a directory below a metacopy file
 		s.stop = true
@@ -163,26 +161,23 @@ func (s *search) single(layer int, at *os.File, comp string, done int) error {
 
 // file takes a non-directory: the entry itself, or the bytes of one found
 // above.
-func (s *search) file(layer int, at, f *os.File, st *unix.Stat_t, comp string, done int) error {
+func (s *search) file(layer int, at, f *os.File, readable bool, st *unix.Stat_t, comp string, done int) error {
 	if s.e != nil && s.e.dir != nil { // hidden by a directory above
 		s.stop = true
 		return f.Close()
 	}
 	regular, meta := st.Mode&unix.S_IFMT == unix.S_IFREG, false
-	var r *os.File
-	if regular {
-		r = s.reader(f)
-	}
 	if regular && layer < len(s.v.roots)-1 {
-		m, err := xattr(cmp.Or(r, f), private+"metacopy")
+		m, err := xattr(f, private+"metacopy")
 		if err != nil {
-			closeAll(f, r)
+			closeAll(f)
 			return err
 		}
-		if meta = m != nil; meta { // its bytes are elsewhere
-			closeAll(r)
-			r = nil
-		}
+		meta = m != nil
+	}
+	var r *os.File
+	if readable && !meta { // else its bytes are elsewhere
+		r = f
 	}
 	switch {
 	case s.e == nil:
@@ -199,17 +194,24 @@ func (s *search) file(layer int, at, f *os.File, st *unix.Stat_t, comp string, d
 	return s.redirect(f, comp, done)
 }
 
-// reader opens a regular file in a view whose files are to be read; nil in another,
-// and if it cannot.
-func (s *search) reader(f *os.File) *os.File {
-	if s.v.fds == nil || !s.data {
-		return nil
+// open is openEntry, but opens a regular file for reading in a view whose files are to
+// be read, if it can.
+func (s *search) open(at *os.File, name string) (f *os.File, st unix.Stat_t, readable bool, err error) {
+	if s.v.reads && s.data {
+		err := unix.Fstatat(int(at.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+		if errors.Is(err, unix.ENOENT) {
+			return nil, st, false, nil
+		}
+		if err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {
+			f, err := openAt(int(at.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOATIME)
+			if err == nil && unix.Fstat(int(f.Fd()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG { // still
+				return f, st, true, nil
+			}
+			closeAll(f)
+		}
 	}
-	r, err := openAt(int(s.v.fds.Fd()), strconv.Itoa(int(f.Fd())), unix.O_RDONLY)
-	if err != nil {
-		return nil // who reads it is told
-	}
-	return r
+	f, st, err = openEntry(at, name)
+	return f, st, false, err
 }
 
 func closeAll(files ...*os.File) {

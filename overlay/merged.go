@@ -22,20 +22,16 @@ type merged struct {
 	// roots are the tree's root in each layer, newest first, base last; nil
 	// where a layer has nothing of the tree.
 	roots []*os.File
+	units []unit // of the roots but base's, in a view of the driver's (viewOf)
 	name  string // the tree below the overlay's root, as redirects name it; "" in the plain layout
 	// split is how many of the newest layers are "the change": origin tells
 	// where a directory is known in the view of the layers below those.
 	split    int
 	borrowed bool // the roots belong to another view
 
-	// fds is /proc/self/fd, in a view whose files are to be read: they are opened at
-	// once then, for every way by /proc costs more than the reading of a small file.
-	fds *os.File
-}
-
-// reading makes a view one whose files are to be read. It is one in any case.
-func (v *merged) reading() {
-	v.fds, _ = openDir("/proc/self/fd") //nolint:errcheck // without it read goes the long way
+	// reads says that the view's files are to be read: they are opened for that at once,
+	// for every way by /proc costs more than the reading of a small file.
+	reads bool
 }
 
 // A part is one layer's share of a merged directory.
@@ -56,7 +52,7 @@ type mdir struct {
 // An entry is what a name in a merged directory stands for.
 type entry struct {
 	st    unix.Stat_t
-	f     *os.File // O_PATH, in the newest layer that has it: it decides on attributes
+	f     *os.File // in the newest layer that has it, which decides on attributes; O_PATH, or to be read
 	layer int
 	dir   *mdir // for a directory; f is then its first part
 
@@ -77,7 +73,10 @@ type entry struct {
 func (e *entry) read() (*os.File, error) {
 	var err error
 	if e.reader == nil {
-		e.reader, err = openAt(unix.AT_FDCWD, fdName(e.bytes()), unix.O_RDONLY)
+		e.reader, err = openAt(unix.AT_FDCWD, fdName(e.bytes()), unix.O_RDONLY|unix.O_NOATIME)
+		if errors.Is(err, unix.EPERM) { // in a user namespace that does not know its owner
+			e.reader, err = openAt(unix.AT_FDCWD, fdName(e.bytes()), unix.O_RDONLY)
+		}
 	}
 	return e.reader, err
 }
@@ -97,11 +96,10 @@ func (e *entry) close() {
 	case e.dir != nil:
 		e.dir.close()
 	default:
-		e.f.Close() //nolint:errcheck // O_PATH
 		if e.own {
 			e.parent.Close() //nolint:errcheck // O_PATH
 		}
-		closeAll(e.data, e.reader)
+		closeAll(e.f, e.data, e.reader) // of which two may be one
 	}
 }
 
@@ -123,7 +121,7 @@ func (d *Driver) view(below, layers []snapshot.LayerID) (*merged, error) {
 
 // below is the view without the change. It lives as long as v does.
 func (v *merged) below() *merged {
-	return &merged{roots: v.roots[v.split:], name: v.name, borrowed: true, fds: v.fds}
+	return &merged{roots: v.roots[v.split:], units: v.units[min(v.split, len(v.units)):], name: v.name, borrowed: true, reads: v.reads}
 }
 
 // openUnit opens the tree's root in a layer or a run of them, wherever it is
@@ -147,7 +145,9 @@ func (d *Driver) openUnit(u unit) (*os.File, error) {
 // below.
 func (d *Driver) openBase() (*os.File, error) {
 	if d.name == "" {
-		if _, err := os.Lstat(d.base()); err == nil && !sameMount(d.base(), d.layers) {
+		if bound, err := d.baseBound(); err != nil {
+			return nil, err
+		} else if bound {
 			return openDir(d.base())
 		}
 		clone, err := openTree(unix.AT_FDCWD, d.tree, unix.OPEN_TREE_CLONE) // without what is mounted below it
@@ -191,7 +191,7 @@ func (v *merged) close() {
 	if v.borrowed {
 		return
 	}
-	for _, f := range append(v.roots, v.fds) {
+	for _, f := range v.roots {
 		if f != nil {
 			f.Close() //nolint:errcheck // O_PATH
 		}

@@ -39,6 +39,20 @@ func (d *Driver) onlyHere() bool {
 	return err == nil && only
 }
 
+// gone tells whether no namespace has a mount of the device any more that is shown, an
+// id, or newer. False means that it is not known.
+func gone(shown, dev uint64) bool {
+	none := true
+	err := eachNamespace(func(ns namespace) error {
+		left, err := ns.mountsOf(dev, shown-1)
+		if none = err == nil && len(left) == 0; !none {
+			return errEnough
+		}
+		return nil
+	})
+	return err == nil && none
+}
+
 // namespace is a mount namespace.
 type namespace struct {
 	fd  int

@@ -27,10 +27,6 @@ import (
 // Name is the driver's name in the record.
 const Name = "overlay"
 
-// maxLayers is OVL_MAX_STACK less base and room for the open layer
-// (fs/overlayfs/params.c: 500 lowers, the 501st is refused).
-const maxLayers = 498
-
 // Options say where a driver works.
 type Options struct {
 	Tree  string // absolute and free of symbolic links
@@ -72,7 +68,7 @@ type Driver struct {
 	watching atomic.Pointer[watch]
 
 	mergeAbove, mergeLeast, mergeMost int // tests change them
-	patience                          time.Duration
+	patience, freezePatience          time.Duration
 }
 
 type shownMount struct {
@@ -84,15 +80,17 @@ var _ snapshot.Driver = (*Driver)(nil)
 
 // New prepares a driver. It mounts nothing.
 func New(o Options) (*Driver, error) {
-	d := &Driver{tree: o.Tree, layers: filepath.Join(o.State, "layers"), has: allFeatures(), mergeAbove: mergeAbove, mergeLeast: mergeLeast, mergeMost: mergeMost, patience: mergePatience}
+	d := &Driver{tree: o.Tree, layers: filepath.Join(o.State, "layers"), has: allFeatures(), mergeAbove: mergeAbove, mergeLeast: mergeLeast, mergeMost: mergeMost, patience: mergePatience, freezePatience: freezePatience}
 	if o.MergeAbove > 0 {
 		d.mergeAbove, d.mergeLeast, d.mergeMost = o.MergeAbove, 2, o.MergeAbove+1
 	}
 	if o.Old {
 		d.has = features{}
 	}
-	if err := os.MkdirAll(filepath.Join(d.layers, "trash"), 0o700); err != nil {
-		return nil, err
+	for _, sub := range []string{"trash", "aside"} {
+		if err := os.MkdirAll(filepath.Join(d.layers, sub), 0o700); err != nil {
+			return nil, err
+		}
 	}
 	var err error
 	d.name, err = layout(d.layers, o.Tree, o.Plain)
@@ -155,10 +153,11 @@ func (d *Driver) Layout() string {
 	return "subtree"
 }
 
-// Depth is what is stacked, base included: layers that have been merged count
-// as one.
+// Depth is what is stacked below the open layer, base included: layers that have been
+// merged count as one. Where a merge fails it can be more than the limit (docs/design.md,
+// "Depth").
 func (d *Driver) Depth(v snapshot.View) (depth, limit int) {
-	return len(d.units(v.Layers)) + 1, maxLayers
+	return len(d.units(v.Layers)) + 1, d.mergeMost + 1
 }
 
 // Sync flushes the filesystem that holds the layers, which is the record's too.

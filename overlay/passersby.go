@@ -1,7 +1,6 @@
 package overlay
 
 import (
-	"bytes"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"deployx/internal/procstat"
 	"deployx/snapshot"
 )
 
@@ -17,13 +17,13 @@ import (
 // lists a directory or appends a line has gone, or opened another file, in one
 // of some looks; a service that keeps a descriptor is there in all. A look
 // counts only if its process sleeps: one that runs, or waits for a processor or
-// a disk, is in the middle of something. After holdPatience, and so many looks that
-// on a busy host it has had its turn too, the doubt goes against the swap.
+// a disk, is in the middle of something. When it has run for holdRan since, or after
+// holdPatience if it gets no turn, the doubt goes against the swap.
 const (
 	holdLooks    = 10
 	holdPause    = 200 * time.Microsecond
-	holdPatience = 250 * time.Millisecond
-	holdMost     = 100
+	holdRan      = 100 * time.Millisecond
+	holdPatience = 2 * time.Second
 )
 
 // staying looks again at holds until each has gone or moved, and names those
@@ -50,13 +50,13 @@ func stayingHolds(holds []hold) []hold {
 	var stay []hold
 	left := slices.Clone(holds)
 	end := time.Now().Add(holdPatience)
-	for looks := 0; len(left) > 0; looks++ {
+	for len(left) > 0 {
 		time.Sleep(holdPause)
 		var rest []hold
 		for _, h := range left {
 			switch {
 			case !h.still():
-			case h.seen >= holdLooks || looks >= holdMost && time.Now().After(end):
+			case h.seen >= holdLooks || h.ran() >= holdRan || time.Now().After(end):
 				stay = append(stay, h)
 			default:
 				rest = append(rest, h)
@@ -67,10 +67,32 @@ func stayingHolds(holds []hold) []hold {
 	return stay
 }
 
+// ran is how long the process has had a processor since seize.
+func (h *hold) ran() time.Duration { return ranFor(h.PID) - h.had }
+
+// ranFor is how long a process has run, all its threads together, in steps of 10 ms
+// (utime and stime in proc_pid_stat(5); USER_HZ is 100 everywhere).
+func ranFor(pid int) time.Duration {
+	f := procstat.Fields("/proc/" + strconv.Itoa(pid) + "/stat")
+	if f == nil {
+		return 0
+	}
+	var ticks time.Duration
+	for _, x := range f[procstat.UTime : procstat.STime+1] {
+		n, err := strconv.ParseUint(x, 10, 62)
+		if err != nil {
+			return 0
+		}
+		ticks += time.Duration(n)
+	}
+	return ticks * 10 * time.Millisecond
+}
+
 // seize takes a duplicate of a descriptor, so that still can tell it from
 // another one of the same number (pidfd_getfd(2), Linux 5.6). Where that is not
 // to be had, the file, its flags and the position in it must do.
 func (h *hold) seize() {
+	h.had = ranFor(h.PID)
 	dir, n := filepath.Split(h.link)
 	num, err := strconv.Atoi(n)
 	if err != nil || filepath.Base(dir) != "fd" {
@@ -137,12 +159,7 @@ func asleep(pid int) (sleeps, ok bool) {
 		return false, false
 	}
 	for _, t := range tasks {
-		stat, err := os.ReadFile(t + "/stat")
-		if err != nil {
-			continue
-		}
-		i := bytes.LastIndexByte(stat, ')')
-		if i >= 0 && len(stat) > i+2 && (stat[i+2] == 'R' || stat[i+2] == 'D') {
+		if f := procstat.Fields(t + "/stat"); f != nil && (f[procstat.State] == "R" || f[procstat.State] == "D") {
 			return false, true
 		}
 	}

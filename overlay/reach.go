@@ -35,8 +35,15 @@ func (d *Driver) reach() (*reach, error) {
 	}
 	r := &reach{base: base, layers: d.layers}
 	at, suffix := d.base(), d.name
-	if d.name == "" && (!exists(at) || sameMount(at, d.layers)) { // not bound: the tree is base
-		at = d.tree
+	if d.name == "" {
+		bound, err := d.baseBound()
+		if err != nil {
+			r.close()
+			return nil, err
+		}
+		if !bound {
+			at = d.tree
+		}
 	}
 	all, err := mountinfo.GetMounts(nil)
 	if err != nil {
@@ -116,9 +123,9 @@ func openIn(clone *os.File, root, path string) (*os.File, error) {
 	return openAt(int(clone.Fd()), rel, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 }
 
-func exists(path string) bool {
+func exists(path string) (bool, error) {
 	_, err := os.Lstat(path)
-	return err == nil
+	return err == nil, ignoreMissing(err)
 }
 
 func sameFile(a, b string) bool {

@@ -203,7 +203,7 @@ func (r *restore) both(at *os.File, f, g *entry, name, path string) (bool, error
 // openDirIn opens a directory by name; nil if there is none.
 func openDirIn(at *os.File, name string) (*os.File, error) {
 	f, err := openAt(int(at.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+	if missing(err) {
 		return nil, nil
 	}
 	return f, err

@@ -22,7 +22,7 @@ func (c *commit) retouch(a *entry, to target) (done bool) {
 	if !ok {
 		return false
 	}
-	if _, copied := c.copies[inode{st.Dev, st.Ino}]; copied { // another name of it was, see metadata
+	if c.siblings.has(st) { // another name of it was copied, see metadata
 		return false
 	}
 	var old unix.Stat_t

@@ -16,12 +16,6 @@ import (
 	"deployx/snapshot"
 )
 
-// freezePatience is how long a swap waits for writers that come and go by path. An
-// open, a write and a close take microseconds, but whoever does it may have to wait
-// for a processor. Nobody waits for the swap meanwhile but its caller: the new view is
-// shown and takes writes, which are lost if the old one has to come back.
-const freezePatience = 2 * time.Second
-
 // idlePatience is how long Hide waits for readers by path.
 const idlePatience = 10 * time.Millisecond
 
@@ -30,6 +24,9 @@ func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transiti
 	shown, err := d.Shown(ctx)
 	if err != nil || shown == v.Open {
 		return t, err
+	}
+	if shown, err = d.resume(ctx, v, shown); err != nil {
+		return t, fmt.Errorf("carry what was written while a view was taken back: %w", err)
 	}
 	if shown == "" {
 		raiseRedirectMax()
@@ -72,8 +69,7 @@ func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transiti
 		t.Stale = d.staleHolders(sub.ids)
 		err = d.cover(m, sub)
 	} else {
-		t.Late, err = d.swap(ctx, m, sub, shown)
-		t.Synced = err == nil // by freeze
+		t.Late, err = d.swap(ctx, m, sub, v, shown)
 	}
 	if err == nil {
 		d.remember(v.Open)
@@ -179,8 +175,8 @@ func (d *Driver) bindBase() (undo func() error, err error) {
 	if err := os.Mkdir(base, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return none, err
 	}
-	if !sameMount(base, d.layers) {
-		return none, nil
+	if bound, err := d.baseBound(); err != nil || bound {
+		return none, err
 	}
 	if err := unix.Mount(d.tree, base, "", unix.MS_BIND, ""); err != nil {
 		return none, &fs.PathError{Op: "bind base", Path: base, Err: err}
@@ -192,9 +188,22 @@ func (d *Driver) bindBase() (undo func() error, err error) {
 	return undo, nil
 }
 
+// baseBound tells whether base is what bindBase has bound. Else the tree itself is base.
+func (d *Driver) baseBound() (bool, error) {
+	at, err := mountID(d.base())
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	of, e := mountID(d.layers)
+	return at != of, errors.Join(err, e)
+}
+
 func (d *Driver) unbindBase() error {
-	if _, err := os.Lstat(d.base()); d.name != "" || err != nil || sameMount(d.base(), d.layers) {
+	if d.name != "" {
 		return nil
+	}
+	if bound, err := d.baseBound(); err != nil || !bound {
+		return err
 	}
 	if err := unix.Unmount(d.base(), unix.UMOUNT_NOFOLLOW); err != nil {
 		return &fs.PathError{Op: "umount", Path: d.base(), Err: err}
@@ -257,131 +266,19 @@ func (d *Driver) checkWritable(m *os.File) error {
 
 // lowers are the directories to stack, newest first, base last.
 func (d *Driver) lowers(units []unit) []string {
-	sub := "s"
-	if d.name == "" {
-		sub = "u"
-	}
 	var dirs []string
 	for _, u := range units {
-		dirs = append(dirs, filepath.Join(u.dir, sub))
+		dirs = append(dirs, filepath.Join(u.dir, d.sealedSub()))
 	}
 	return append(dirs, d.base())
 }
 
-// swap puts m in the place of the mount on the tree and proves that nobody can
-// write to the old one any more. If somebody can, the old one comes back.
-func (d *Driver) swap(ctx context.Context, m *os.File, sub *submounts, old snapshot.LayerID) (late bool, err error) {
-	clean, err := emptyOr(d.dir(old, "u"))
-	if err != nil {
-		return false, err
+// sealedSub is where a sealed layer, or a run of them, has what it holds.
+func (d *Driver) sealedSub() string {
+	if d.name == "" {
+		return "u"
 	}
-	oldTop, err := openTree(unix.AT_FDCWD, d.tree, 0)
-	if err != nil {
-		return false, err
-	}
-	defer func() { d.letGo(oldTop) }()
-	back, err := openTree(unix.AT_FDCWD, d.tree, unix.OPEN_TREE_CLONE)
-	if err != nil {
-		return false, err
-	}
-	defer func() { d.letGo(back) }()
-	sub.close() // who unmounts one is not to find it busy
-	if err := d.replaceTop(m, sub); err != nil {
-		return false, errors.Join(err, d.uncovered(ctx, back))
-	}
-	crash.Point("overlay.swapped")
-	if err := freezeSoon(oldTop); err != nil {
-		back := d.bringBack(back)
-		return false, errors.Join(d.busy(ctx, err), back) // who holds it is found while the tree shows it
-	}
-	crash.Point("overlay.frozen")
-	stillClean, err := emptyOr(d.dir(old, "u"))
-	return clean && !stillClean, errors.Join(err, os.RemoveAll(d.indexDir(old))) // its links would count as names
-}
-
-// bringBack shows back, a clone of the old view, again.
-func (d *Driver) bringBack(back *os.File) error {
-	m, sub, err := d.carry(back)
-	if sub != nil {
-		defer sub.close()
-	}
-	if err == nil {
-		err = d.replaceTop(m, sub)
-	}
-	if m != back {
-		d.letGo(m)
-	}
-	return err
-}
-
-// replaceTop shows m instead of the mount on the tree. This is the one lazy
-// unmount: readers by path make a plain one fail for ever, the old top has been
-// found without holders before, and freeze proves it after.
-func (d *Driver) replaceTop(m *os.File, sub *submounts) error {
-	if d.has.beneath {
-		err := attach(m, d.tree, moveMountBeneath)
-		if err == nil {
-			crash.Point("overlay.beneath")
-			if err := sub.settle(m); err != nil {
-				return errors.Join(err, sub.strip(m))
-			}
-			return unmountTop(d.tree)
-		}
-		if !errors.Is(err, unix.EINVAL) {
-			return err
-		}
-		d.has.beneath = false
-	}
-	if err := sub.shelter(); err != nil {
-		return err
-	}
-	if err := unmountTop(d.tree); err != nil {
-		return err
-	}
-	crash.Point("overlay.gap")
-	if err := attach(m, d.tree, 0); err != nil || len(sub.list) == 0 {
-		return err
-	}
-	return d.unveil()
-}
-
-// uncovered shows back, a clone of the old view, if a swap that failed has left the
-// tree without any: before Linux 6.5 the old one has gone by then.
-func (d *Driver) uncovered(ctx context.Context, back *os.File) error {
-	crash.Point("overlay.failed")
-	if open, err := d.Shown(ctx); err != nil || open != "" {
-		return err
-	}
-	m, sub, err := d.carry(back)
-	if sub != nil {
-		defer sub.close()
-	}
-	if err == nil {
-		err = d.cover(m, sub)
-	}
-	if m != back {
-		d.letGo(m)
-	}
-	return err
-}
-
-func unmountTop(tree string) error {
-	if err := unix.Unmount(tree, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
-		return &fs.PathError{Op: "umount", Path: tree, Err: err}
-	}
-	return nil
-}
-
-func freezeSoon(m *os.File) error {
-	return whileBusy(freezePatience, func() error { return freeze(m) })
-}
-
-func emptyOr(dir string) (bool, error) {
-	empty, err := emptyDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return true, nil
-	}
-	return empty, err
+	return "s"
 }
 
 // Hide unmounts what is ours on the tree. A plain unmount: the kernel refuses

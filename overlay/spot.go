@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -21,9 +22,11 @@ type spot struct {
 	merged   bool   // the layers have a part in it
 	redirect string // where they have it, if elsewhere
 	dir      *os.File
+	pending  sync.WaitGroup // files that are being copied into it
 }
 
 func (p *spot) close() {
+	p.pending.Wait()
 	if p.dir != nil {
 		p.dir.Close() //nolint:errcheck // nothing was written through it
 	}
@@ -76,6 +79,7 @@ func (p *spot) finish() error {
 	if p.dir == nil {
 		return nil
 	}
+	p.pending.Wait()
 	if err := copyAttributes(p.x.f, p.dir); err != nil {
 		return err
 	}
@@ -114,8 +118,26 @@ func (p *spot) whiteout(name string) error {
 	return nil
 }
 
-// file copies what is no directory, or links it to a copy of the same inode.
-func (p *spot) file(e *entry, name string) error {
+// file copies what is no directory, or links it to a copy of the same inode. One that
+// has no other name may be lent: it is copied, and closed, beside what comes next.
+func (p *spot) file(e *entry, name string) (lent bool, err error) {
+	if fileType(e) != snapshot.TypeFile || e.st.Nlink > 1 {
+		return false, p.copy(e, name)
+	}
+	if err := p.make(); err != nil {
+		return false, err
+	}
+	p.pending.Add(1)
+	p.c.beside.Go(func() error {
+		defer p.pending.Done()
+		defer e.close()
+		return p.c.whole(e, p.dir, name)
+	})
+	return true, nil
+}
+
+// copy is file, at once.
+func (p *spot) copy(e *entry, name string) error {
 	return p.once(e, name, p.c.copies, func() error {
 		if fileType(e) != snapshot.TypeFile {
 			return makeSpecialIn(p.dir, e, name)
@@ -144,7 +166,7 @@ func (p *spot) once(e *entry, name string, made map[inode]string, copy func() er
 // path.
 func (p *spot) shell(e *entry, name string) error {
 	if !p.merged {
-		return p.file(e, name)
+		return p.copy(e, name)
 	}
 	return p.once(e, name, p.c.shells, func() error {
 		to, err := createAt(p.dir, name, 0o600)
@@ -187,8 +209,10 @@ func (c *capture) whole(e *entry, at *os.File, name string) error {
 		}
 		before, err = after, to.Truncate(0)
 	}
-	if err == nil {
-		err = copyAttributes(e.dressed(), to)
+	if err == nil && e.data == nil {
+		err = copyAttributesOf(from, &after, to)
+	} else if err == nil {
+		err = copyAttributes(e.f, to)
 	}
 	return errors.Join(err, to.Close())
 }

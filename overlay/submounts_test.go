@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -313,35 +314,63 @@ func TestSubmountHolders(t *testing.T) {
 // place is so afterwards as well; what cannot be carried then keeps the old view.
 func TestSubmountRace(t *testing.T) {
 	testns.Need(t)
+	testns.NeedKernel(t, 6, 5, "a swap without a gap")
 	r := newMountRig(t, Options{}, true)
 	r.mountAll()
 	r.show()
-	meanwhile := func(cmd string) (took bool) {
-		restore := crash.SetHook(func(name string) {
-			if name == "overlay.beneath" && !took {
-				took = true
-				sh(t, r.tree, cmd)
-			}
-		})
-		defer restore()
-		next := snapshot.View{Layers: append(r.v.Layers, r.v.Open), Open: snapshot.NewLayerID()}
-		_, err := r.d.Show(context.Background(), next)
-		if err == nil {
-			r.v = next
-		}
-		return err == nil
-	}
-	if !meanwhile("mkdir data/three; mount -t tmpfs three data/three; umount late; mount -t tmpfs deep .; umount .; mount --bind conf/c who") {
-		t.Error("refused")
+	if err := r.meanwhile("beneath", "mkdir data/three; mount -t tmpfs three data/three; umount late; mount -t tmpfs deep .; umount .; mount --bind conf/c who"); err != nil {
+		t.Error(err)
 	}
 	r.want("raced", "conf/c data data/three data/two who")
-	if meanwhile("mount -t tmpfs stacked data") {
+	if r.meanwhile("beneath", "mount -t tmpfs stacked data") == nil {
 		t.Error("a mount was lost")
 	}
 	r.want("refused", "conf/c data data data/three data/two who")
 	sh(t, r.tree, "umount data")
 	r.push()
 	r.want("after", "conf/c data data/three data/two who")
+}
+
+// TestSubmountRaceOld: where the old view goes first, what is mounted since the next
+// one was built keeps the old one, and is carried the next time.
+func TestSubmountRaceOld(t *testing.T) {
+	testns.Need(t)
+	r := newMountRig(t, Options{Old: true}, true)
+	r.mountAll()
+	r.show()
+	err := r.meanwhile("built", "mkdir data/three; mount -t tmpfs three data/three")
+	if snapshot.CodeOf(err) != snapshot.CodeTreeBusy {
+		t.Errorf("a mount was lost: %v", err)
+	}
+	if open, err := r.d.Shown(context.Background()); err != nil || open != r.v.Open {
+		t.Errorf("shown is %q (%v), want %q", open, err, r.v.Open)
+	}
+	r.want("refused", "conf/c data data/three data/two late")
+	r.push()
+	r.want("after", "conf/c data data/three data/two late")
+	r.check()
+}
+
+// meanwhile pushes, and runs a command when the push comes to a point.
+func (r *mountRig) meanwhile(point, cmd string) error {
+	r.t.Helper()
+	took := false
+	restore := crash.SetHook(func(name string) {
+		if name == "overlay."+point && !took {
+			took = true
+			sh(r.t, r.tree, cmd)
+		}
+	})
+	defer restore()
+	next := snapshot.View{Layers: append(r.v.Layers, r.v.Open), Open: snapshot.NewLayerID()}
+	_, err := r.d.Show(context.Background(), next)
+	if err == nil {
+		r.v = next
+	}
+	if !took {
+		r.t.Errorf("the push does not come to %q", point)
+	}
+	return err
 }
 
 // TestSubmountCrash: killed at any moment that matters, the mounts are all there
@@ -436,6 +465,7 @@ func (r *mountRig) dieAt(point string, f func()) (died bool) {
 		f()
 	}()
 	restore()
+	runtime.GC() // closes what a killed process would not have open any more: mounts, staged ones too
 	r.d.gone.Wait()
 	r.d.ready = ready{}
 	old := r.d

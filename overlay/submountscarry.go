@@ -278,7 +278,7 @@ func (d *Driver) hideCarrying(ctx context.Context, sub *submounts) error {
 	if err := d.uncover(sub); err != nil {
 		return err
 	}
-	if err := freezeSoon(old); err != nil {
+	if _, err := freezeSoon(old, d.freezePatience); err != nil {
 		back := errors.Join(attach(back, d.tree, 0), d.unveil())
 		return errors.Join(d.busy(ctx, err), back)
 	}

@@ -84,12 +84,16 @@ func play(t *testing.T, role, tree string) *player {
 	return p
 }
 
-// end stops the process and returns what it has to say.
+// end stops the process and returns what it has to say. What it had open is closed
+// then.
 func (p *player) end(t *testing.T) string {
 	t.Helper()
 	p.in.Close() //nolint:errcheck // it ends the role
 	line, err := p.out.ReadString('\n')
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Wait(); err != nil {
 		t.Fatal(err)
 	}
 	return strings.TrimSpace(line)
@@ -162,6 +166,9 @@ type swapRig struct {
 	v    snapshot.View
 
 	patient bool // a swap that is refused is tried again
+
+	hook func(at string) // see surprise
+	note string          // where that notes the view which is to be shown
 }
 
 func newSwapRig(t *testing.T, o Options) *swapRig { return newSwapRigIn(t, t.TempDir(), o) }
@@ -193,6 +200,8 @@ func newSwapRigIn(t *testing.T, dir string, o Options) *swapRig {
 	return r
 }
 
+// show shows r.v. Emulated, who opens a file, writes and closes it takes longer than a
+// swap is patient for: then it is asked for again.
 func (r *swapRig) show() {
 	r.t.Helper()
 	for tries := 0; ; tries++ {
@@ -200,15 +209,11 @@ func (r *swapRig) show() {
 		if err == nil {
 			return
 		}
-		if !r.patient && !emulated() || tries == 100 || snapshot.CodeOf(err) != snapshot.CodeTreeBusy {
+		if !r.patient && !testns.Emulated() || tries == 100 || snapshot.CodeOf(err) != snapshot.CodeTreeBusy {
 			r.t.Fatal(err)
 		}
 	}
 }
-
-// emulated holds where a processor is played by a program (make vm-test): there who
-// opens a file, writes and closes it takes longer than a swap is patient for.
-func emulated() bool { return os.Getenv("DEPLOYX_TEST_EMULATED") != "" }
 
 func (r *swapRig) push() {
 	r.t.Helper()

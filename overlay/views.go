@@ -48,7 +48,7 @@ func (d *Driver) openViews() *os.File {
 		half := old[len(old)-viewsMost/2:]
 		old = append(bytes.Clone(boot), half[bytes.IndexByte(half, '\n')+1:]...)
 	}
-	if durable.Stage(name, old, false) != nil || os.Rename(name+".tmp", name) != nil {
+	if durable.Replace(name, old) != nil {
 		return nil
 	}
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW, 0)

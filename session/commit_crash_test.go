@@ -79,8 +79,14 @@ func commitAll(r *rig) error {
 }
 
 func commitOldest(r *rig) error {
-	h := historyOf(r.TB.(*testing.T), r)
-	_, err := r.Commit(context.Background(), CommitOptions{Through: h[len(h)-1].ID})
+	var o CommitOptions
+	for e, err := range r.rec.Chain(r.rec.Head().Snapshot) {
+		if err != nil {
+			return err
+		}
+		o.Through = e.ID
+	}
+	_, err := r.Commit(context.Background(), o)
 	return err
 }
 

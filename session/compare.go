@@ -25,6 +25,7 @@ func (s *Session) Abandon() {
 type Comparison struct {
 	drv           snapshot.Driver
 	below, layers []snapshot.LayerID
+	split         []string // as the entry says: a driver cannot always tell later
 }
 
 // Compare makes the comparison for an entry; "" is everything since base, with
@@ -61,13 +62,16 @@ func (s *Session) Compare(ctx context.Context, id snapshot.ID, f func(Comparison
 	if n := len(below); n > 0 && below[n-1] == e.Layer {
 		below = below[:n-1] // a shared layer is told as a whole
 	}
-	c.below, c.layers = below, []snapshot.LayerID{e.Layer}
+	c.below, c.layers, c.split = below, []snapshot.LayerID{e.Layer}, e.SplitLinks
 	return f(c)
 }
 
 // Changes lists what differs, in path order.
 func (c Comparison) Changes(ctx context.Context, visit func(snapshot.Change) error) error {
-	return c.drv.Changes(ctx, c.below, c.layers, visit)
+	return c.drv.Changes(ctx, c.below, c.layers, func(ch snapshot.Change) error {
+		ch.SplitLink = ch.SplitLink || slices.Contains(c.split, ch.Path)
+		return visit(ch)
+	})
 }
 
 // Before opens a file as it was.

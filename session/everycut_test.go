@@ -312,6 +312,7 @@ func (k *kernel) sync() {
 }
 
 func (*kernel) begin(string)         {}
+func (*kernel) end()                 {}
 func (k *kernel) steer(n, _ int) int { return k.plan[n] }
 func (*kernel) happened() bool       { return false }
 func (k *kernel) at() int            { return k.disk.Count() }

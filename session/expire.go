@@ -67,10 +67,8 @@ func (s *Session) giveUp(ctx context.Context, h snapshot.Head, floor snapshot.ID
 	if err := s.rec.Remove(x.Undone...); err != nil {
 		return err
 	}
-	if len(x.Snapshots) > 0 { // the newest is the floor, and stays as its mark
-		if err := s.rec.Remove(x.Snapshots[:len(x.Snapshots)-1]...); err != nil {
-			return err
-		}
+	if err := s.forgetBelow(); err != nil {
+		return err
 	}
 	return s.sweep(ctx, x)
 }

@@ -2,6 +2,8 @@ package session
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -79,6 +81,36 @@ func expire(t *testing.T, r *rig) {
 }
 
 // sameTree compares, but for the link counts of merged layers.
+// TestExpireAgain: an expiry every hour leaves nothing more behind than one.
+func TestExpireAgain(t *testing.T) {
+	onBoth(t, func(t *testing.T, r *rig) {
+		var first map[string]int
+		for i := range 8 {
+			r.run(fmt.Sprintf("echo %d > f%d", i, i%2))
+			r.run("echo x >> g")
+			if i%2 == 0 {
+				undone, _ := r.run("echo undone > undone")
+				r.rollback(undone.Snapshot.ID)
+			}
+			r.expire(0)
+			left := map[string]int{}
+			for _, dir := range []string{"record", "output", "contexts"} {
+				names, err := os.ReadDir(filepath.Join(r.opts.Tree.Store, dir))
+				if err != nil && !os.IsNotExist(err) {
+					t.Fatal(err)
+				}
+				left[dir] = len(names)
+			}
+			if i == 1 { // from here on there is a spare head, and a floor
+				first = left
+			}
+			if i > 1 && !maps.Equal(left, first) {
+				t.Fatalf("after %d: %v, before %v", i, left, first)
+			}
+		}
+	})
+}
+
 func sameTree(t *testing.T, what string, want treecmp.Picture, tree string) {
 	t.Helper()
 	if d := treecmp.Diff(want, picture(t, tree), treecmp.Options{AnyNlink: true}); len(d) > 0 {

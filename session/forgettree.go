@@ -66,9 +66,20 @@ func (s *Session) undone() (n int) {
 	return n
 }
 
-// refuseForget names what stands in the way: commands that can be rolled back,
-// changes that others made to the open layer, processes that hold the mount.
+// refuseForget names what stands in the way: what was set aside, commands that can be
+// rolled back, changes that others made to the open layer, processes that hold the
+// mount.
 func (s *Session) refuseForget(ctx context.Context, commit bool) error {
+	aside, err := s.aside()
+	if err != nil {
+		return err
+	}
+	if len(aside) > 0 {
+		return &snapshot.Error{
+			Code: snapshot.CodeBadRequest, Msg: fmt.Sprintf("%q has what others wrote while a view of %q had to be taken back, and no other has it", aside[0], s.o.Tree.Path),
+			Hint: "take from there what you need and remove it (rm -r), then call deployx forget again",
+		}
+	}
 	h := s.rec.Head()
 	v, err := s.rec.View(h)
 	if err != nil {

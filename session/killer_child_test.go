@@ -20,6 +20,7 @@ import (
 const (
 	envKiller = "DEPLOYX_TEST_KILLER" // dir, driver, seed
 	killerOps = 60
+	driftName = "drift" // what the names of links that others make begin with
 )
 
 type note struct {
@@ -27,11 +28,11 @@ type note struct {
 	Op      string      // run, drift, rollback, redo, gc, commit, forget, restore, reopen
 	Changes []change    `json:",omitempty"` // of run
 	Name    string      `json:",omitempty"` // of drift: a link that others make
-	To      snapshot.ID `json:",omitempty"` // of rollback: the head it leads to, if not to base
+	To      snapshot.ID `json:",omitempty"` // of rollback and redo: the head it leads to, if not to base
 	Done    bool        `json:",omitempty"`
 	Head    snapshot.ID `json:",omitempty"` // when done
 	Left    snapshot.ID `json:",omitempty"` // when done: what redo goes to
-	Parent  snapshot.ID `json:",omitempty"` // of run when done: the entry that it stands on
+	Parent  snapshot.ID `json:",omitempty"` // of run and redo when done: the entry that the head stands on
 	Err     string      `json:",omitempty"`
 	At      int         `json:",omitempty"` // the requests that the disk had been sent, see TestEveryCut
 }
@@ -42,12 +43,14 @@ type killerChild struct {
 	token string
 	log   io.Writer
 	n     int
+	ran   snapshot.Snapshot // the newest entry that a command left
 	cut   meddler
 }
 
 // A meddler is what may happen while operations are done.
 type meddler interface {
 	begin(op string)
+	end()
 	steer(n, roll int) int // what the nth operation is
 	happened() bool        // whether an operation may fail now
 	at() int
@@ -82,7 +85,9 @@ func (c *killerChild) one() {
 	n.At = c.cut.at()
 	c.note(n)
 	c.cut.begin(n.Op)
-	if err := do(); err != nil {
+	err := do()
+	c.cut.end()
+	if err != nil {
 		n.Err = err.Error()
 		c.note(n)
 		if !c.cut.happened() {
@@ -95,8 +100,11 @@ func (c *killerChild) one() {
 	if n.Done, n.Head = true, h.Snapshot; len(h.Redo) > 0 {
 		n.Left = h.Redo[len(h.Redo)-1].Snapshot
 	}
-	if n.Op == "run" {
-		e, err := c.rec.Snapshot(n.Head)
+	switch n.Op {
+	case "run":
+		n.Parent = c.ran.Parent
+	case "redo":
+		e, err := c.rec.Snapshot(h.Snapshot)
 		if err != nil {
 			c.Fatal(err)
 		}
@@ -123,7 +131,7 @@ func (c *killerChild) choose() (note, func() error) {
 			return n, do
 		}
 	case 5, 6:
-		if h := c.rec.Head(); len(h.Redo) > 0 && !c.drifted(h) {
+		if h := c.rec.Head(); len(h.Redo) > 0 && !c.drifted(h) && !c.collides() {
 			return note{Op: "redo", To: h.Redo[len(h.Redo)-1].Snapshot}, func() error { return redo(c.rig) }
 		}
 	case 7:
@@ -139,7 +147,7 @@ func (c *killerChild) choose() (note, func() error) {
 		if c.rec.Head().Open == "" { // a plain directory: it would become base
 			break
 		}
-		name := fmt.Sprintf("drift%d", c.rnd.IntN(4))
+		name := fmt.Sprint(driftName, c.rnd.IntN(4))
 		return note{Op: "drift", Name: name}, func() error {
 			err := os.Symlink("x", filepath.Join(c.tree, name))
 			if errors.Is(err, os.ErrExist) {
@@ -164,8 +172,8 @@ func (c *killerChild) choose() (note, func() error) {
 	}
 	return n, func() error {
 		r, err := c.Run(context.Background(), Command{Text: strings.Join(text, "\n"), Stdout: c.cut})
-		if err == nil && r.Snapshot.ExitCode != 0 {
-			err = fmt.Errorf("exit status %d: %s", r.Snapshot.ExitCode, r.Tail)
+		if c.ran = r.Snapshot; err == nil && c.ran.ExitCode != 0 {
+			err = fmt.Errorf("exit status %d: %s", c.ran.ExitCode, r.Tail)
 		}
 		return err
 	}
@@ -247,4 +255,18 @@ func (c *killerChild) drifted(h snapshot.Head) bool {
 		c.Fatal(err)
 	}
 	return d != nil
+}
+
+// collides tells whether a redo would be refused: others wrote a name before a
+// rollback, and again after it.
+func (c *killerChild) collides() bool {
+	_, err := c.Redo(context.Background(), 1, RollbackOptions{DryRun: true})
+	var refused *snapshot.Error
+	switch {
+	case errors.As(err, &refused) && refused.Code == snapshot.CodeDriftConflict:
+		return true
+	case err != nil:
+		c.Fatal(err)
+	}
+	return false
 }

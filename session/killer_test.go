@@ -218,7 +218,9 @@ func (k *killer) play(notes []note) (last *note) {
 // done is an operation that was reported complete.
 func (k *killer) done(n note) {
 	k.Helper()
-	if n.Op != "drift" && n.Op != "reopen" && n.Op != "gc" {
+	switch n.Op { // these flush nothing of what others wrote
+	case "drift", "reopen", "gc", "restore":
+	default:
 		k.loose = nil
 	}
 	switch n.Op {
@@ -234,19 +236,39 @@ func (k *killer) done(n note) {
 		k.keepDropped(n.Left)
 		k.now = k.at[n.Head]
 	case "redo":
-		k.now = k.at[n.Head]
+		k.now = k.redone(n.To, n.Head, n.Parent)
+		k.at[n.Head] = k.now
 	case "commit":
 		k.keepDropped(n.Head) // what others had written may be its newest entry
 	case "forget":
 		k.at = map[snapshot.ID]files{n.Head: k.now}
 	}
-	if (n.Op == "rollback" || n.Op == "redo") && n.Head != n.To {
+	if n.Op == "rollback" && n.Head != n.To {
 		k.Errorf("%s ended at %q, want %q", n.Op, n.Head, n.To)
 	}
 	if k.now == nil {
 		k.Fatalf("%s ended at %q, of which nothing is known", n.Op, n.Head)
 	}
 	k.head = n.Head
+}
+
+// redone is the tree after a redo to an entry: what others had written since is kept,
+// and if that is anything, it is an entry above that one.
+func (k *killer) redone(to, head, parent snapshot.ID) files {
+	k.Helper()
+	if k.at[to] == nil {
+		k.Fatalf("redo to %q, of which nothing is known", to)
+	}
+	f, kept := maps.Clone(k.at[to]), false
+	for p, v := range k.now {
+		if _, there := f[p]; !there && strings.HasPrefix(p, driftName) {
+			f[p], kept = v, true
+		}
+	}
+	if kept && parent != to || !kept && head != to {
+		k.Errorf("redo to %q ended at %q on %q; something of others to keep: %t", to, head, parent, kept)
+	}
+	return f
 }
 
 func (c change) link(f files) files {
@@ -322,11 +344,16 @@ func (k *killer) agree(last *note, head snapshot.ID, got files) {
 		}
 		want = k.withoutLost(want, got)
 		k.must(last, want, got)
-	case ok && (last.Op == "rollback" || last.Op == "redo") && head == last.To:
-		if redo := k.record().Head().Redo; last.Op == "rollback" {
-			k.keepDropped(redo[len(redo)-1].Snapshot)
-		}
+	case ok && last.Op == "rollback" && head == last.To:
+		redo := k.record().Head().Redo
+		k.keepDropped(redo[len(redo)-1].Snapshot)
 		k.must(last, known, got)
+	case last.Op == "redo":
+		e, err := k.record().Snapshot(head)
+		if err != nil {
+			k.Fatal(err)
+		}
+		k.must(last, k.redone(last.To, head, e.Parent), got)
 	case !ok && last.Op == "run":
 		k.ran(last, head, got)
 	default:

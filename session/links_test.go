@@ -40,14 +40,54 @@ var linksSteps = []string{
 // within a command and after it, and undone exactly. Also while the tree is
 // pinned.
 func TestHardLinks(t *testing.T) {
-	onBoth(t, func(t *testing.T, r *rig) { testHardLinks(t, r, 0, 0) })
-	t.Run("pinned", func(t *testing.T) { testHardLinks(t, newRig(t), 0, len(linksSteps)) })
-	t.Run("pinned for a while", func(t *testing.T) { testHardLinks(t, newRig(t), 3, 10) })
+	onBoth(t, func(t *testing.T, r *rig) { testHardLinks(t, r, linksSteps, 0, 0) })
+	t.Run("pinned", func(t *testing.T) { testHardLinks(t, newRig(t), linksSteps, 0, len(linksSteps)) })
+	t.Run("pinned for a while", func(t *testing.T) { testHardLinks(t, newRig(t), linksSteps, 3, 10) })
+}
+
+// joinedSteps are some after which names that the plain layout has parted can be put
+// together.
+var joinedSteps = []string{
+	"chmod -R go-r .",
+	"chown -R 5:6 d; chown 5:6 f/solo2",
+	"echo more >> d/c",
+	"sed -i s/s/new/ f/solo2",
+	"rm d/e/x",
+	"echo 2 >> a",
+	"setfattr -n user.k -v v a b d/c && touch -d @5 big f/big2",
+	"for n in a b; do echo alike > $n; done; touch -d @7 a b",
+	"cp --remove-destination solo b",
+	"ln a again && echo again >> again",
+	"mkdir new && mv t1 new/t0 && chmod 600 new/t0",
+	"git -C clone -c safe.directory=* gc -q && chmod -R u+w src",
+}
+
+// TestRejoin: in the plain layout hard links that a command has parted are one file
+// again after it, where it is clear which.
+func TestRejoin(t *testing.T) {
+	testHardLinks(t, newPlainRig(t), joinedSteps, 0, 0)
+	t.Run("committed", func(t *testing.T) {
+		r := newPlainRig(t)
+		if err := r.tryOutside(r.tree, linksBase); err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range joinedSteps {
+			r.in(text)
+		}
+		want := picture(t, r.tree)
+		if err := commitAll(r); err != nil {
+			t.Fatal(err)
+		}
+		r.same("after the commit", want)
+		if r.rec.Head().Open != "" {
+			t.Error("the tree is no plain directory")
+		}
+	})
 }
 
 // testHardLinks compares after each step. A service holds the tree from one step
 // to another.
-func testHardLinks(t *testing.T, r *rig, from, to int) {
+func testHardLinks(t *testing.T, r *rig, steps []string, from, to int) {
 	plain := t.TempDir()
 	if err := os.Chmod(plain, 0o755); err != nil {
 		t.Fatal(err)
@@ -63,7 +103,7 @@ func testHardLinks(t *testing.T, r *rig, from, to int) {
 	var h *service
 	var before []treecmp.Picture
 	var ids []snapshot.ID
-	for i, text := range linksSteps {
+	for i, text := range steps {
 		if i == from && i != to {
 			s := hold(t, r.tree)
 			h = &s
@@ -83,6 +123,6 @@ func testHardLinks(t *testing.T, r *rig, from, to int) {
 	}
 	for i := len(ids) - 1; i >= 0; i-- {
 		r.rollback(ids[i])
-		r.same(fmt.Sprintf("before %q", linksSteps[i]), before[i])
+		r.same(fmt.Sprintf("before %q", steps[i]), before[i])
 	}
 }

@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"deployx/internal/procstat"
 	"deployx/snapshot"
 )
 
@@ -77,16 +77,11 @@ func ancestors() map[int]bool {
 }
 
 func parent(pid int) int {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
+	f := procstat.Fields("/proc/" + strconv.Itoa(pid) + "/stat")
+	if f == nil {
 		return 0
 	}
-	// pid (comm) state ppid: comm may hold anything (proc_pid_stat(5))
-	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	if len(f) < 2 {
-		return 0
-	}
-	n, err := strconv.Atoi(f[1])
+	n, err := strconv.Atoi(f[procstat.Parent])
 	if err != nil {
 		return 0
 	}

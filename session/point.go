@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"errors"
+	"io/fs"
 
 	"deployx/snapshot"
 )
@@ -24,7 +25,24 @@ func (s *Session) point(ctx context.Context) (snapshot.Snapshot, error) {
 	}
 	h = s.rec.Head()
 	p.Parent, p.Context = h.Snapshot, h.Context
-	return p, nil
+	return p, s.refuseDoubt()
+}
+
+// refuseDoubt refuses a command whose snapshot the disk does not confirm. The error
+// is not the doubt itself, which would say that the command took place.
+func (s *Session) refuseDoubt() error {
+	if s.doubt == nil {
+		return nil
+	}
+	e := &snapshot.Error{
+		Code: snapshot.CodeInternal, Msg: "the disk does not confirm the snapshot, so the command did not run",
+		Hint: "look after the disk (dmesg)",
+	}
+	var cause *fs.PathError
+	if errors.As(s.doubt, &cause) {
+		e.Err = cause
+	}
+	return e
 }
 
 // uncover shows a plain directory for the first time: an empty open layer.
@@ -127,7 +145,7 @@ func (s *Session) seal(ctx context.Context, p *snapshot.Snapshot, h snapshot.Hea
 	if s.seals(s.rec.Head(), holders) { // in the last moment
 		return s.sealPinned(ctx, p, holders)
 	}
-	if len(holders) > 0 {
+	if s.rec.Head().Open == old.Open {
 		p.PinnedBy = holders
 		p.SharedWith, err = s.sharer(h.Snapshot, old.Open)
 	}
@@ -141,10 +159,11 @@ func (s *Session) pushFrom(ctx context.Context, old snapshot.Head) ([]snapshot.H
 	h := s.rec.Head()
 	v, err := s.rec.View(h)
 	if err != nil {
+		s.confirm()
 		return nil, err
 	}
 	if _, err = s.show(ctx, v); err == nil {
-		if s.confirm(); s.doubt != nil {
+		if s.doubt != nil {
 			return nil, nil
 		}
 		return nil, s.forsake(ctx, old)
@@ -153,11 +172,12 @@ func (s *Session) pushFrom(ctx context.Context, old snapshot.Head) ([]snapshot.H
 	if e := s.move(h); e != nil {
 		return nil, errors.Join(err, e)
 	}
+	// It is pinned if the old view stands; by nobody, if he has gone by now.
 	var busy *snapshot.Error
-	if errors.As(err, &busy) && busy.Code == snapshot.CodeTreeBusy {
-		return busy.Holders, nil
+	if shown, e := s.drv.Shown(ctx); e != nil || shown != old.Open || !errors.As(err, &busy) || busy.Code != snapshot.CodeTreeBusy {
+		return nil, err
 	}
-	return nil, err
+	return busy.Holders, nil
 }
 
 // sharer is the oldest entry, from id down, that uses the layer.

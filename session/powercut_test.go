@@ -2,11 +2,13 @@ package session
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -51,15 +53,31 @@ type cut struct {
 	in    string       // the kind of operation in which points count; "" is any
 	left  atomic.Int64 // points until then
 	lines atomic.Int64 // lines of a command until then
-	now   atomic.Bool  // such an operation is under way
 	done  atomic.Bool
+
+	mu  sync.Mutex
+	now bool // such an operation is under way
 }
 
 // begin tells that an operation begins.
 func (c *cut) begin(op string) {
 	if c != nil {
-		c.now.Store(c.in == "" || c.in == op)
+		c.during(c.in == "" || c.in == op)
 	}
+}
+
+// end tells that the operation is over. After that, the power has gone or stays:
+// what an operation leaves to be done in the background is cut off in the next.
+func (c *cut) end() {
+	if c != nil {
+		c.during(false)
+	}
+}
+
+func (c *cut) during(now bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = now
 }
 
 // steer leads to the kind of operation after some others.
@@ -89,7 +107,9 @@ func (c *cut) steer(n, roll int) int {
 }
 
 func (c *cut) point(string) {
-	if c.now.Load() && c.left.Add(-1) <= 0 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.now && c.left.Add(-1) <= 0 {
 		c.power()
 	}
 }
@@ -109,6 +129,36 @@ func (c *cut) happened() bool { return c != nil && c.done.Load() }
 func (c *cut) power() {
 	if !c.done.Swap(true) {
 		testns.CutPower(c.dir)
+	}
+}
+
+// TestCutUnconfirmed takes the power away between the move of the head and the sync
+// that makes it last: the command is not reported.
+func TestCutUnconfirmed(t *testing.T) {
+	for _, driver := range []string{overlay.Name, fallback.Name} {
+		for _, fs := range []string{"ext4", "xfs"} {
+			for _, at := range []string{"record.moved", "session.recorded"} {
+				t.Run(driver+" "+fs+" "+at, func(t *testing.T) {
+					img := testns.NewImage(t, testns.ImageOptions{Type: fs})
+					r := killRig(t, img.Dir, driver)
+					defer unmountAll(t, r.tree)
+					defer r.Session.Close() //nolint:errcheck // nothing works any more
+					r.run("echo 1 > one")
+					off := crash.SetHook(func(p string) {
+						if p == at {
+							testns.CutPower(img.Dir)
+						}
+					})
+					defer off()
+					_, err := r.Run(context.Background(), Command{Text: "echo 2 > two", Done: func(Result) {
+						t.Error("reported")
+					}})
+					if !snapshot.IsUnconfirmed(err) {
+						t.Errorf("it ended with: %v", err)
+					}
+				})
+			}
+		}
 	}
 }
 

@@ -160,7 +160,8 @@ func (s *Session) openDrift(ctx context.Context, h snapshot.Head) (*snapshot.Sna
 // drift is the entry for what others wrote to the open layer of v.
 func (s *Session) drift(ctx context.Context, h snapshot.Head, v snapshot.View) (d snapshot.Snapshot, err error) {
 	d = snapshot.Snapshot{ID: snapshot.NewID(), Parent: h.Snapshot, Kind: snapshot.KindDrift, Layer: h.Open, Context: h.Context, Started: time.Now()}
-	d.Changes, err = s.count(ctx, v)
+	n, err := s.count(ctx, v)
+	n.into(&d)
 	return d, err
 }
 
@@ -239,8 +240,9 @@ func (s *Session) goTo(ctx context.Context, from, to snapshot.Head, u *Undo, sta
 		if t, err = s.show(ctx, v); err != nil {
 			return errors.Join(err, s.move(from))
 		}
+	} else {
+		s.confirm()
 	}
-	s.confirm()
 	u.Duration = time.Since(start)
 	if changed && s.doubt == nil {
 		u.Late, err = s.abandon(ctx, from, entries) // while what it stood on is there

@@ -229,7 +229,9 @@ func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash stri
 			others, err = s.sealCommand(ctx, &h, &p, held)
 		} else {
 			p.Layer = old.Open
-			p.Changes, err = s.count(ctx, v)
+			var n tally
+			n, err = s.countJoined(ctx, v, held)
+			n.into(&p)
 		}
 		if err != nil {
 			return p, err
@@ -262,7 +264,6 @@ func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash stri
 		return p, nil
 	}
 	held, err := s.pushFrom(ctx, old)
-	s.confirm() // whatever became of that
 	report()
 	switch {
 	case err != nil:
@@ -275,13 +276,47 @@ func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash stri
 	return p, nil
 }
 
+// A tally is what an entry says of the changes in its layer.
+type tally struct {
+	snapshot.Counts
+	split []string
+}
+
+func (n *tally) add(c snapshot.Change) {
+	if n.Add(c); c.SplitLink && len(n.split) < snapshot.SplitLinksMost {
+		n.split = append(n.split, c.Path)
+	}
+}
+
+func (n *tally) into(e *snapshot.Snapshot) { e.Changes, e.SplitLinks = n.Counts, n.split }
+
 // count counts what the view's open layer changed.
-func (s *Session) count(ctx context.Context, v snapshot.View) (n snapshot.Counts, err error) {
+func (s *Session) count(ctx context.Context, v snapshot.View) (n tally, err error) {
 	err = s.drv.Changes(ctx, v.Layers, []snapshot.LayerID{v.Open}, func(c snapshot.Change) error {
-		n.Add(c)
+		n.add(c)
 		return nil
 	})
 	return n, err
+}
+
+// countJoined is count, after hard links that came apart have been put together where
+// that can be. In a tree that somebody holds they are not: he may write to one.
+func (s *Session) countJoined(ctx context.Context, v snapshot.View, held []snapshot.Holder) (tally, error) {
+	n, err := s.count(ctx, v)
+	j, ok := s.drv.(snapshot.Rejoiner)
+	if err != nil || len(n.split) == 0 || len(held) > 0 || !ok {
+		return n, err
+	}
+	var some bool
+	err = s.sparing(func() (err error) {
+		some, err = j.Rejoin(ctx, v)
+		return err
+	})
+	s.afterwards("put hard links together again", err)
+	if err == nil && !some {
+		return n, nil
+	}
+	return s.count(ctx, v)
 }
 
 // keep writes what a command leaves beside its entry. The flush that comes

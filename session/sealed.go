@@ -30,21 +30,24 @@ func (s *Session) seals(h snapshot.Head, holders []snapshot.Holder) bool {
 
 // copyOut makes a layer of what the tree shows and the entries do not; "" if
 // they agree. only, if not nil, says which paths are to be taken.
-func (s *Session) copyOut(ctx context.Context, v snapshot.View, layers []snapshot.LayerID, only func(string) bool) (id snapshot.LayerID, n snapshot.Counts, err error) {
+func (s *Session) copyOut(ctx context.Context, v snapshot.View, layers []snapshot.LayerID, only func(string) bool) (id snapshot.LayerID, n tally, err error) {
 	sealer, ok := s.drv.(snapshot.Sealer)
 	if !ok {
 		return "", n, fmt.Errorf("the driver %s cannot seal a pinned layer", s.drv.Name())
 	}
 	id = snapshot.NewLayerID()
-	var changed bool
+	var found snapshot.Captured
 	err = s.sparing(func() (err error) {
-		changed, err = sealer.Capture(ctx, v, layers, id, snapshot.CaptureOptions{Only: only})
+		found, err = sealer.Capture(ctx, v, layers, id, snapshot.CaptureOptions{Only: only})
 		return err
 	})
-	if err != nil || !changed {
+	if err != nil || !found.Differs {
 		return "", n, err
 	}
 	crash.Point("session.captured")
+	if found.Counts != nil {
+		return id, tally{Counts: *found.Counts}, nil
+	}
 	n, err = s.count(ctx, snapshot.View{Layers: layers, Open: id})
 	if err != nil {
 		err = errors.Join(err, s.drv.Discard(ctx, id))
@@ -77,8 +80,9 @@ func (s *Session) capture(ctx context.Context, redo bool) (drift *snapshot.Snaps
 	} else {
 		drift = &snapshot.Snapshot{
 			ID: snapshot.NewID(), Parent: h.Snapshot, Kind: snapshot.KindDrift, Layer: id,
-			Context: h.Context, Started: time.Now(), Changes: n, Mode: snapshot.ModeSealed,
+			Context: h.Context, Started: time.Now(), Mode: snapshot.ModeSealed,
 		}
+		n.into(drift)
 		entries = append(entries, *drift)
 		if h.Snapshot = drift.ID; !redo {
 			h.Redo = nil
@@ -119,14 +123,19 @@ func (s *Session) sealCommand(ctx context.Context, h *snapshot.Head, p *snapshot
 	}
 	w := s.writers
 	s.writers = nil
-	if p.Layer, p.Changes, err = s.copyOut(ctx, v, below.Layers, w.only()); err != nil {
-		return nil, fmt.Errorf("seal pinned layer: %w", err)
+	ours, theirs := w.seen()
+	if ours {
+		var n tally
+		if p.Layer, n, err = s.copyOut(ctx, v, below.Layers, w.only()); err != nil {
+			return nil, fmt.Errorf("seal pinned layer: %w", err)
+		}
+		n.into(p)
 	}
 	if p.Mode = snapshot.ModeSealed; len(p.PinnedBy) == 0 {
 		p.PinnedBy = holders
 	}
 	h.Stands = &snapshot.Standing{Layers: v.Layers, From: h.Open}
-	if w == nil {
+	if !theirs {
 		return nil, nil
 	}
 	layers := below.Layers
@@ -137,10 +146,11 @@ func (s *Session) sealCommand(ctx context.Context, h *snapshot.Head, p *snapshot
 	if err != nil || id == "" {
 		return nil, err
 	}
-	return []snapshot.Snapshot{{
-		ID: snapshot.NewID(), Parent: p.ID, Kind: snapshot.KindDrift, Layer: id,
-		Started: time.Now(), Changes: n, Mode: snapshot.ModeSealed,
-	}}, nil
+	drift := snapshot.Snapshot{
+		ID: snapshot.NewID(), Parent: p.ID, Kind: snapshot.KindDrift, Layer: id, Started: time.Now(), Mode: snapshot.ModeSealed,
+	}
+	n.into(&drift)
+	return []snapshot.Snapshot{drift}, nil
 }
 
 // unpin shows a fresh layer above the one that was pinned, sealed now as it is,
@@ -199,23 +209,25 @@ func (s *Session) captureRest(ctx context.Context, redo bool) error {
 	if h.Stands == nil || h.Stands.From == "" || kept(h) {
 		return nil
 	}
-	n := len(h.Stands.Layers) - 1
-	v := snapshot.View{Layers: h.Stands.Layers[:n], Open: h.Stands.Layers[n]}
+	last := len(h.Stands.Layers) - 1
+	v := snapshot.View{Layers: h.Stands.Layers[:last], Open: h.Stands.Layers[last]}
 	below, err := s.rec.Below(h)
 	if err != nil {
 		return err
 	}
-	id, counts, err := s.copyOut(ctx, v, below.Layers, nil)
+	id, n, err := s.copyOut(ctx, v, below.Layers, nil)
 	if err != nil {
 		return fmt.Errorf("copy what was pinned: %w", err)
 	}
 	h.Stands.From = ""
 	var entries []snapshot.Snapshot
 	if id != "" {
-		entries = append(entries, snapshot.Snapshot{
+		drift := snapshot.Snapshot{
 			ID: snapshot.NewID(), Parent: h.Snapshot, Kind: snapshot.KindDrift, Layer: id,
-			Context: h.Context, Started: time.Now(), Changes: counts, Mode: snapshot.ModeSealed,
-		})
+			Context: h.Context, Started: time.Now(), Mode: snapshot.ModeSealed,
+		}
+		n.into(&drift)
+		entries = append(entries, drift)
 		if h.Snapshot = entries[0].ID; !redo {
 			h.Redo = nil
 		}
@@ -303,5 +315,6 @@ func (s *Session) drifted(ctx context.Context, h snapshot.Head, v snapshot.View)
 	if err != nil {
 		return false, err
 	}
-	return sealer.Capture(ctx, v, below.Layers, "", snapshot.CaptureOptions{})
+	found, err := sealer.Capture(ctx, v, below.Layers, "", snapshot.CaptureOptions{})
+	return found.Differs, err
 }

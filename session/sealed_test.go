@@ -141,6 +141,43 @@ func testSealedThenSwapped(t *testing.T, r *rig) {
 	r.same("redo", p1)
 }
 
+// TestSealedGone: once nobody holds it, a tree in which all was undone in place is a
+// plain directory again, and what was undone can be brought back.
+func TestSealedGone(t *testing.T) { onLayouts(t, testSealedGone) }
+
+func testSealedGone(t *testing.T, r *rig) {
+	base := picture(t, r.tree)
+	first, _ := r.run("echo 1 > a; mkdir d; echo x > d/f")
+	h := hold(t, r.tree)
+	r.run("echo 2 > b; rm d/f")
+	all := picture(t, r.tree)
+	r.rollback(first.Snapshot.ID)
+	r.again()
+	if r.rec.Head().Open == "" {
+		t.Error("unmounted under a holder")
+	}
+	h.end()
+	r.again()
+	if open, err := r.drv.Shown(context.Background()); err != nil || open != "" || r.rec.Head().Open != "" {
+		t.Errorf("still mounted: %q, %v", open, err)
+	}
+	r.same("nothing left", base)
+	if _, err := r.Redo(context.Background(), 1, RollbackOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	r.same("brought back", all)
+	r.rollback(first.Snapshot.ID)
+	h = hold(t, r.tree)
+	c, _ := r.run("echo 3 > c")
+	r.rollback(c.Snapshot.ID)
+	r.put("others", "wrote this")
+	h.end()
+	r.again()
+	if _, err := os.Lstat(filepath.Join(r.tree, "others")); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestSealedDrift: what a holder writes between the commands has entries of its
 // own, and is in no command's.
 func TestSealedDrift(t *testing.T) {

@@ -266,13 +266,17 @@ func (s *Session) moveNow(h snapshot.Head, flush snapshot.Flush, entries ...snap
 	return err
 }
 
-// publish moves the head. What is missing until that lasts, confirm does, or a
-// show before it.
+// publish moves the head. What is missing until that lasts, confirm does, or show;
+// where neither comes, the operation ends with errUnasked.
 func (s *Session) publish(h snapshot.Head, flush snapshot.Flush, entries ...snapshot.Snapshot) error {
 	err := s.sparing(func() error { return s.rec.Publish(h, flush, entries...) })
-	s.seq = s.rec.Head().Seq
+	if s.seq = s.rec.Head().Seq; err == nil {
+		s.doubt = errUnasked
+	}
 	return err
 }
+
+var errUnasked = snapshot.Unconfirmed(errors.New("it has not been asked"))
 
 // confirm makes the last move last. One that the disk does not confirm did take
 // place: the tree follows, and the operation ends with that error.
@@ -305,15 +309,15 @@ func (s *Session) writeOut(ctx context.Context, entries []snapshot.Snapshot, bes
 	}
 }
 
-// show shows v. Where that has synced the disk it confirms the last move.
+// show shows v and confirms the last move, side by side: a swap waits for no disk.
 func (s *Session) show(ctx context.Context, v snapshot.View) (t snapshot.Transition, err error) {
+	confirmed := make(chan error, 1)
+	go func() { confirmed <- s.rec.Confirm() }()
 	err = s.sparing(func() (err error) {
 		t, err = s.drv.Show(ctx, v)
 		return err
 	})
-	if t.Synced {
-		s.rec.Synced()
-	}
+	s.doubt = <-confirmed
 	return t, err
 }
 
@@ -353,15 +357,22 @@ func (s *Session) tidy(ctx context.Context) error {
 	return s.under(ctx, l, func() error { return errors.Join(s.settle(ctx), s.rec.SaveStack()) })
 }
 
-// settle hides a tree whose stack is empty. One that is held stays mounted,
-// which status tells.
+// settle hides a tree of which no entry has a layer, and to which nobody else has
+// written. One that is held stays mounted, which status tells.
 func (s *Session) settle(ctx context.Context) error {
 	h := s.rec.Head()
-	v, err := s.rec.View(h)
-	if err != nil || h.Open == "" || len(v.Layers) > 0 || s.owned(h) || h.Stands != nil {
+	v, below, err := s.views(h)
+	if err != nil || h.Open == "" || len(below.Layers) > 0 || s.owned(h) || h.Stands != nil && !kept(h) {
 		return err
 	}
-	if dirty, err := s.dirty(ctx, v); err != nil || dirty {
+	drifted := func() (drifted bool, err error) {
+		err = s.sparing(func() (err error) {
+			drifted, err = s.drifted(ctx, h, v)
+			return err
+		})
+		return drifted, err
+	}
+	if some, err := drifted(); err != nil || some {
 		return err
 	}
 	if err := s.drv.Hide(ctx); err != nil {
@@ -370,16 +381,16 @@ func (s *Session) settle(ctx context.Context) error {
 		}
 		return err
 	}
-	if dirty, err := s.dirty(ctx, v); err != nil || dirty { // written in the last moment
+	if some, err := drifted(); err != nil || some { // written in the last moment
 		_, e := s.drv.Show(ctx, v)
 		return errors.Join(err, e)
 	}
-	old := h.Open
-	h.Open, h.Retire = "", false
+	old := s.rec.Head()
+	h.Open, h.Stands, h.Retire = "", nil, false
 	if err := s.move(h); err != nil {
 		return err
 	}
-	return s.drv.Discard(ctx, old)
+	return errors.Join(s.drv.Discard(ctx, old.Open), s.forsake(ctx, old))
 }
 
 // owned tells whether the open layer belongs to a command already: it is

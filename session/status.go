@@ -2,6 +2,8 @@ package session
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -18,7 +20,8 @@ type Status struct {
 	Layers    int            // stacked, base included
 	MaxLayers int            // 0: nothing is stacked, so there is no limit
 	Drift     bool           // others have written since the last command
-	Running   snapshot.ID    // a command that runs now, or was cut off
+	Running   snapshot.ID    // a command that runs now
+	CutOff    snapshot.ID    // one that was cut off; the next command or rollback records it so
 	Disk      snapshot.Usage // of all layers
 	Derived   snapshot.Usage // of what was merged from them, beyond what it shares with them
 	PinnedBy  []snapshot.Holder
@@ -30,6 +33,7 @@ type Status struct {
 	Uncovered []snapshot.Mount  // mounted below it
 	Commit    snapshot.ID       // a commit through this entry is not finished
 	Retire    bool              // all was to be committed, and the tree is held: see snapshot.Head
+	Aside     []string          // directories with what others wrote and no view could keep: docs/design.md, "Going back"
 }
 
 // Status looks at the tree and the record. It takes no lock and changes
@@ -47,10 +51,14 @@ func (s *Session) Status(ctx context.Context) (st Status, err error) {
 	st.Mounted, st.Agrees, st.Head, st.Redo = shown != "", shown == h.Open, h.Snapshot, len(h.Redo)
 	st.Layers, st.MaxLayers = s.drv.Depth(v)
 	st.Mounted = st.Mounted && st.MaxLayers > 0
-	if running, ok, err := s.rec.Running(); err != nil {
+	begun, runs, ok, err := s.rec.Begun(filepath.Join(s.o.Tree.Store, "lock"))
+	switch {
+	case err != nil:
 		return st, err
-	} else if ok {
-		st.Running = running.ID
+	case runs:
+		st.Running = begun.ID
+	case ok:
+		st.CutOff = begun.ID
 	}
 	for e, err := range s.rec.Chain(h.Snapshot) {
 		if err != nil {
@@ -72,6 +80,9 @@ func (s *Session) Status(ctx context.Context) (st Status, err error) {
 		return st, err
 	}
 	st.Commit, st.Retire, st.Uncovered = h.Committing, h.Retire, s.uncovered()
+	if st.Aside, err = s.aside(); err != nil {
+		return st, err
+	}
 	if d, ok := s.drv.(interface {
 		Stale(context.Context) ([]snapshot.Holder, error)
 	}); ok {
@@ -93,11 +104,24 @@ func (s *Session) Status(ctx context.Context) (st Status, err error) {
 	return st, err
 }
 
+// aside lists what only people may remove.
+func (s *Session) aside() ([]string, error) { return s.inLayers("aside") }
+
 // trash counts what EmptyTrash would remove.
 func (s *Session) trash() int {
-	names, err := os.ReadDir(filepath.Join(s.o.Tree.Store, "layers", "trash"))
-	if err != nil {
-		return 0
+	list, _ := s.inLayers("trash") //nolint:errcheck // 0 is as good
+	return len(list)
+}
+
+// inLayers lists what is in a directory beside the layers.
+func (s *Session) inLayers(sub string) (list []string, err error) {
+	dir := filepath.Join(s.o.Tree.Store, "layers", sub)
+	names, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
 	}
-	return len(names)
+	for _, n := range names {
+		list = append(list, filepath.Join(dir, n.Name()))
+	}
+	return list, nil
 }

@@ -107,16 +107,33 @@ func (w *writers) only() func(string) bool {
 	for p, by := range w.by {
 		within[path.Dir(p)] = append(within[path.Dir(p)], by...)
 	}
-	ours := func(tag int64) bool { // the shell may be idle again when it is looked at, or have ended
-		return tag == w.tag || shell.Idle(tag) || tag == -int64(w.shell) && w.shell > 0
-	}
-	others := func(tag int64) bool { return tag != 0 && !ours(tag) }
 	return func(p string) bool {
 		by := append(slices.Clone(w.by[p]), within[p]...)
 		for len(by) == 0 && p != "." {
 			p = path.Dir(p)
 			by = w.by[p]
 		}
-		return slices.ContainsFunc(by, ours) || slices.Contains(by, 0) && !slices.ContainsFunc(by, others)
+		return slices.ContainsFunc(by, w.ours) || slices.Contains(by, 0) && !slices.ContainsFunc(by, w.others)
 	}
+}
+
+// ours tells a tag of the command's. The shell may be idle again when it is looked at,
+// or have ended.
+func (w *writers) ours(tag int64) bool {
+	return tag == w.tag || shell.Idle(tag) || tag == -int64(w.shell) && w.shell > 0
+}
+
+func (w *writers) others(tag int64) bool { return tag != 0 && !w.ours(tag) }
+
+// seen tells whether the command may have changed anything, and whether others were
+// seen to. What nobody was seen to change is found before the next command.
+func (w *writers) seen() (ours, others bool) {
+	if w == nil {
+		return true, false
+	}
+	for _, by := range w.by {
+		others = others || slices.ContainsFunc(by, w.others)
+		ours = ours || slices.Contains(by, 0) || slices.ContainsFunc(by, w.ours)
+	}
+	return ours, others
 }

@@ -33,6 +33,10 @@ type Change struct {
 	UID  uint32
 	GID  uint32
 	Size int64
+	// SplitLink: a regular file that was one with other names, and was changed by the
+	// driver's doing without them: they keep what it was (docs/design.md, "Hard links").
+	// It is false where the driver cannot tell.
+	SplitLink bool
 }
 
 // FileType is a letter as in find(1) -type.
@@ -79,6 +83,7 @@ type changeJSON struct {
 	UID     uint32     `json:"uid"`
 	GID     uint32     `json:"gid"`
 	Size    int64      `json:"size"`
+	Split   bool       `json:"split_link,omitempty"`
 }
 
 // MarshalJSON writes the object that `deployx diff --json` documents. A path
@@ -87,7 +92,7 @@ type changeJSON struct {
 func (c Change) MarshalJSON() ([]byte, error) {
 	return json.Marshal(changeJSON{
 		Path: c.Path, PathB64: odd(c.Path), From: c.From, FromB64: odd(c.From),
-		Kind: c.Kind, Type: c.Type, Mode: c.Mode, UID: c.UID, GID: c.GID, Size: c.Size,
+		Kind: c.Kind, Type: c.Type, Mode: c.Mode, UID: c.UID, GID: c.GID, Size: c.Size, Split: c.SplitLink,
 	})
 }
 

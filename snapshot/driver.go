@@ -32,7 +32,8 @@ type Driver interface {
 	// The old open layer, if it is among v.Layers, is sealed; else it and every
 	// layer not in v stay on disk, unseen, until Discard. A process that holds
 	// the shown tree in a way that would split it from the new view makes Show
-	// fail with CodeTreeBusy and the holders' names.
+	// fail with CodeTreeBusy and the holders' names. If that is found only when the
+	// new view has been seen, what was written to it is in the old one afterwards.
 	Show(ctx context.Context, v View) (Transition, error)
 
 	// Hide makes the tree a plain directory again. It may be called only when
@@ -135,7 +136,8 @@ type Progress struct {
 // than so many layers. Room waits, if need be, until Show of one layer more above
 // v's need not: a command waits before it begins then, not before it is reported.
 // OnWait, called before anything else, sets who is told when Show or Room take
-// more than a moment, from any goroutine.
+// more than a moment, and what Show could not keep in view (docs/design.md, "Going
+// back"), from any goroutine.
 type Maintainer interface {
 	Maintain(ctx context.Context, v View) error
 	Room(ctx context.Context, v View) error
@@ -193,11 +195,17 @@ type Orderer interface {
 	WriteOut(ctx context.Context, id LayerID, files ...string) (done bool, err error)
 }
 
+// A Rejoiner is a driver whose layers part hard links. Rejoin puts those together
+// that v's open layer has parted, in the tree as it is shown, and tells whether there
+// were any that could be: where several were changed, all in the same way. Nobody may
+// hold the tree. Killed or failed anywhere, it has left the names that it did not come
+// to, and what else it has left Changes takes away.
+type Rejoiner interface {
+	Rejoin(ctx context.Context, v View) (some bool, err error)
+}
+
 // Transition tells what a Show did.
 type Transition struct {
-	// Synced is true when the filesystem of the layers was synced as a whole once
-	// the view was shown.
-	Synced bool
 	// Swapped is false when the tree showed the view already.
 	Swapped bool
 	// Late is true when the old open layer, clean when it was checked last, was

@@ -79,7 +79,8 @@ func CodeOf(err error) Code {
 	return CodeInternal
 }
 
-func unconfirmed(cause error) error {
+// Unconfirmed is an error for which IsUnconfirmed holds.
+func Unconfirmed(cause error) error {
 	return &Error{
 		Code: CodeInternal, Msg: "what was asked is done, but the disk does not confirm it", Err: errors.Join(errUnconfirmed, cause),
 		Hint: "the tree shows it; look after the disk (dmesg), for a power cut may take it back",

@@ -84,6 +84,17 @@ func WaitLock(ctx context.Context, path string, waiting func(error)) (*Lock, err
 	}
 }
 
+// Locked tells whether a process has the lock on path. It asks by a shared lock that
+// it gives back at once, so it is for those who see that somebody should have it.
+func Locked(path string) bool {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close() //nolint:errcheck // read only
+	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
+}
+
 // Unlock gives the lock back.
 func (l *Lock) Unlock() error { return l.f.Close() }
 

@@ -64,7 +64,7 @@ func (r *Record) Pin(id ID, off bool) error {
 	}
 	err = durable.Write(filepath.Join(r.dir, "pins"), append(b, '\n'))
 	if durable.IsPublished(err) {
-		return unconfirmed(err)
+		return Unconfirmed(err)
 	}
 	if err != nil {
 		return fmt.Errorf("write pins: %w", err)

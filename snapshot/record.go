@@ -6,88 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"deployx/internal/crash"
 	"deployx/internal/durable"
 )
-
-// Head names the top of the history. Replacing it by rename is the one moment
-// at which a command, a rollback or a redo takes place.
-type Head struct {
-	Version int    `json:"version"`
-	Seq     uint64 `json:"seq"` // moves so far
-
-	// Snapshot is the newest entry that is applied; "" is base.
-	Snapshot ID `json:"head,omitempty"`
-	// Open is the layer that takes the tree's writes; "" when the tree is a
-	// plain directory.
-	Open LayerID `json:"open,omitempty"`
-	// Context is the hash of the shell's context now.
-	Context string `json:"context,omitempty"`
-	// Floor is where history ends: older entries have expired, and what they did
-	// is one layer.
-	Floor *Floor `json:"floor,omitempty"`
-	// Committing is the entry through which the layers are becoming part of
-	// base: none of them can be rolled back any more. "" when no commit is under
-	// way.
-	Committing ID `json:"committing,omitempty"`
-	// Committed is the newest entry that is part of base.
-	Committed ID `json:"committed,omitempty"`
-	// Retire says that all was to be committed while a process held the tree: once
-	// none does, what is left is committed too and the tree unmounted. The next
-	// command or rollback takes that back.
-	Retire bool `json:"retire,omitempty"`
-	// Replaced is the open layer that Open took the place of while nothing was
-	// in it; what was written to it in the last moment is drift.
-	Replaced LayerID `json:"replaced,omitempty"`
-	// Redo are the tops that rollbacks left behind, oldest rollback first.
-	Redo []Frame `json:"redo,omitempty"`
-	// Stands says what Open stands on where that is not the layers of Snapshot:
-	// see Standing.
-	Stands *Standing `json:"stands,omitempty"`
-	// Copied are layers that could not be sealed and were kept by a copy: an
-	// entry that names one means its copy.
-	Copied map[LayerID]LayerID `json:"copied,omitempty"`
-	// Restoring says that a pinned tree has still to be brought to Snapshot.
-	Restoring *Restoring `json:"restoring,omitempty"`
-}
-
-// Restoring is a rollback or redo in place that has been decided and may not be
-// done yet.
-type Restoring struct {
-	From ID `json:"from,omitempty"` // the top that the tree showed; "" is base
-}
-
-// Standing is what a view stands on once a pinned layer has been sealed by
-// copies (docs/design.md, "Sealing"): the tree then shows Layers and the open
-// layer, while the entries have layers of their own.
-type Standing struct {
-	// Layers are below the open layer, oldest first.
-	Layers []LayerID `json:"layers,omitempty"`
-	// From is the layer of which the entries have copies only as far as it was
-	// looked at last: the open one while it is pinned, or the newest of Layers in
-	// the moment after. "" means that Layers show what the entries do.
-	From LayerID `json:"from,omitempty"`
-}
-
-// Floor stands for everything up to and with the entry Snapshot.
-type Floor struct {
-	Snapshot ID      `json:"snapshot"`
-	Layer    LayerID `json:"layer,omitempty"` // "" if nothing had changed
-}
-
-// Frame is a top that a rollback left: where redo goes.
-type Frame struct {
-	Snapshot ID     `json:"head"`
-	Context  string `json:"context,omitempty"`
-}
 
 // Record is the history of one tree, in one directory:
 //
@@ -104,7 +30,8 @@ type Record struct {
 
 	headMu sync.Mutex
 	head   Head
-	loose  bool // the head's move is not known to last
+	top    Snapshot // the entry that head names, once it has been read
+	loose  bool     // the head's move is not known to last
 
 	mu    sync.Mutex
 	stack stack // the layers of the top that was asked for last
@@ -132,71 +59,9 @@ func (r *Record) Reload() error {
 	}
 	if h.Seq != r.at().Seq {
 		r.loose = true // who moved it may not have come to confirm that
+		r.setHead(h)
 	}
-	r.setHead(h)
 	return nil
-}
-
-// readHead reads a HEAD that is in its place all the while: one that has been
-// exchanged is written to again.
-func (r *Record) readHead() (Head, error) {
-	name := r.path("HEAD")
-	for {
-		h := Head{Version: Version}
-		before, err := os.Lstat(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			return h, nil
-		}
-		if err != nil {
-			return h, err
-		}
-		err = readJSON(name, &h)
-		after, e := os.Lstat(name)
-		if e == nil && os.SameFile(before, after) && before.ModTime().Equal(after.ModTime()) {
-			return h, err
-		}
-	}
-}
-
-// setHead forgets the remembered stack when the floor has been raised.
-func (r *Record) setHead(h Head) {
-	old := r.at()
-	r.headMu.Lock()
-	r.head = h
-	r.headMu.Unlock()
-	if h.floor() != old.floor() || !maps.Equal(h.Copied, old.Copied) {
-		r.mu.Lock()
-		r.stack = stack{}
-		r.mu.Unlock()
-	}
-}
-
-// at is the head for reading.
-func (r *Record) at() Head {
-	r.headMu.Lock()
-	defer r.headMu.Unlock()
-	return r.head
-}
-
-func (h Head) floor() Floor {
-	if h.Floor == nil {
-		return Floor{}
-	}
-	return *h.Floor
-}
-
-// bottom is the newest entry that cannot be rolled back any more.
-func (h Head) bottom() ID { return max(h.Committing, h.floor().Snapshot) }
-
-// Head is where the tree stands, as read or moved last.
-func (r *Record) Head() Head {
-	h := r.at()
-	h.Redo = append([]Frame(nil), h.Redo...)
-	h.Copied = maps.Clone(h.Copied)
-	if h.Stands != nil {
-		h.Stands = &Standing{Layers: slices.Clone(h.Stands.Layers), From: h.Stands.From}
-	}
-	return h
 }
 
 // Move makes h the head, durably. On error the old head stands.
@@ -278,19 +143,10 @@ func (r *Record) Confirm() error {
 		return nil
 	}
 	if err := durable.SyncDir(r.dir); err != nil {
-		return unconfirmed(err)
+		return Unconfirmed(err)
 	}
 	r.loose = false
 	return nil
-}
-
-// Synced tells that the record's filesystem has been synced as a whole since the
-// head moved last. Such a sync says nothing of a filesystem that was shut down
-// before (ext4_sync_fs), but that one takes no change ever after; so one is made.
-func (r *Record) Synced() {
-	if os.Chtimes(r.dir, time.Time{}, time.Now()) == nil {
-		r.loose = false
-	}
 }
 
 func (r *Record) path(name string) string { return filepath.Join(r.dir, name) }
@@ -326,24 +182,15 @@ func (r *Record) stage(name string, v any) error {
 	return durable.Stage(r.path(name), append(b, '\n'), false)
 }
 
-// headSize is what HEAD is padded to a multiple of, so that it seldom changes its
-// length.
-const headSize = 512
-
-func (r *Record) stageHead(h Head) error {
-	b, err := json.Marshal(h)
-	if err != nil {
-		return err
-	}
-	pad := headSize - len(b)%headSize
-	return durable.StageSpare(r.path("HEAD"), append(b, bytes.Repeat([]byte{'\n'}, pad)...))
-}
-
 // Snapshot reads one entry.
 func (r *Record) Snapshot(id ID) (Snapshot, error) {
 	if !validID(string(id)) {
 		return Snapshot{}, &Error{Code: CodeUnknownSnapshot, Msg: fmt.Sprintf("%q is not a snapshot id", id)}
 	}
+	if s, ok := r.readTop(id); ok {
+		return s, nil
+	}
+	h := r.at()
 	var s Snapshot
 	name := r.path(string(id) + ".json")
 	switch err := readJSON(name, &s); {
@@ -357,10 +204,31 @@ func (r *Record) Snapshot(id ID) (Snapshot, error) {
 	case err != nil:
 		return s, err
 	}
-	if c, ok := r.at().Copied[s.Layer]; ok {
+	if c, ok := h.Copied[s.Layer]; ok {
 		s.Layer = c
 	}
-	return s, checkVersion(name, s.Version)
+	if err := checkVersion(name, s.Version); err != nil {
+		return s, err
+	}
+	r.keepTop(h, s)
+	return s, nil
+}
+
+// readTop is the entry on top of the head, if it is id and has been read since the
+// head was moved: it cannot change or go while the head names it, and each command
+// asks for it some times.
+func (r *Record) readTop(id ID) (Snapshot, bool) {
+	r.headMu.Lock()
+	defer r.headMu.Unlock()
+	return r.top, r.top.ID == id
+}
+
+func (r *Record) keepTop(at Head, s Snapshot) {
+	r.headMu.Lock()
+	defer r.headMu.Unlock()
+	if r.head.Seq == at.Seq && r.head.Snapshot == s.ID {
+		r.top = s
+	}
 }
 
 // All lists the ids of every entry on disk, oldest first, applied or not.

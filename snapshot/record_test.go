@@ -37,6 +37,10 @@ func add(t *testing.T, r *Record, s Snapshot) Snapshot {
 // slowLayers is Layers without memory: the definition.
 func slowLayers(t *testing.T, r *Record, top ID) []LayerID {
 	t.Helper()
+	r, err := OpenRecord(r.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var layers []LayerID
 	for s, err := range r.Chain(top) {
 		if err != nil {
@@ -90,12 +94,48 @@ func TestLayers(t *testing.T) {
 	}
 }
 
+// TestStackBounds: a new process reads few entries, however many commands there were
+// and whether or not they changed anything: the old ones may as well be gone.
+func TestStackBounds(t *testing.T) {
+	r := newRecord(t)
+	var ids []ID
+	var want []LayerID
+	for i := range 3 * stackEvery {
+		s := Snapshot{}
+		if i%100 == 0 {
+			s.Layer = NewLayerID()
+			want = append(want, s.Layer)
+		}
+		ids = append(ids, add(t, r, s).ID)
+		var err error
+		if r, err = OpenRecord(r.dir); err != nil { // each command as a process of its own
+			t.Fatal(err)
+		}
+		if _, err := r.Layers(ids[i]); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.SaveStack(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.Remove(ids[:len(ids)-stackEvery-1]...); err != nil {
+		t.Fatal(err)
+	}
+	r, err := OpenRecord(r.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.Layers(ids[len(ids)-1]); err != nil || !slices.Equal(got, want) {
+		t.Fatalf("got %v (%v), want %v", got, err, want)
+	}
+}
+
 // TestReopen: a second reader sees what was written, field by field.
 func TestReopen(t *testing.T) {
 	r := newRecord(t)
 	s := add(t, r, Snapshot{
 		Layer: NewLayerID(), Command: "echo 'a\nb'\xff", BatchID: "b", CommandIndex: 3, Dir: "/x", Started: time.Now().UTC(),
-		Duration: 5, ExitCode: 7, Signal: "SIGTERM", Changes: Counts{1, 2, 3}, PinnedBy: []Holder{{PID: 1, Name: "n", How: "cwd"}},
+		Duration: 5, ExitCode: 7, Signal: "SIGTERM", Changes: Counts{1, 2, 3}, SplitLinks: []string{"a", "d/b"}, PinnedBy: []Holder{{PID: 1, Name: "n", How: "cwd"}},
 	})
 	again, err := OpenRecord(r.dir)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
 	"os"
 
@@ -79,10 +80,7 @@ func overwrite(name string, b []byte) error {
 	if _, err := f.WriteAt(b, 0); err != nil {
 		return errors.Join(err, f.Close())
 	}
-	if err := unix.Fdatasync(int(f.Fd())); err != nil {
-		return errors.Join(&fs.PathError{Op: "fdatasync", Path: name, Err: err}, f.Close())
-	}
-	return f.Close()
+	return errors.Join(durable.SyncData(f), f.Close())
 }
 
 // Running finds the command that was started since the head was moved last and
@@ -96,26 +94,65 @@ func (r *Record) Running() (Snapshot, bool, error) {
 			return s, ok, nil
 		}
 	}
-	b, err := os.ReadFile(r.path("running"))
+	f, err := os.Open(r.path("running"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return Snapshot{}, false, nil
 	}
 	if err != nil {
 		return Snapshot{}, false, err
 	}
-	s, ok := r.noted(b)
+	defer f.Close() //nolint:errcheck // read only
+	b := make([]byte, noteStart)
+	switch _, err := io.ReadFull(f, b); {
+	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || err == nil && !r.current(b):
+		return Snapshot{}, false, nil
+	case err != nil:
+		return Snapshot{}, false, err
+	}
+	rest, err := io.ReadAll(f)
+	if err != nil {
+		return Snapshot{}, false, err
+	}
+	s, ok := r.noted(append(b, rest...))
 	return s, ok, nil
+}
+
+// Begun is Running, and tells whether the command runs: somebody holds lock, the tree's.
+// If nobody does it was cut off, and the next who takes the lock records it so.
+func (r *Record) Begun(lock string) (s Snapshot, runs, ok bool, err error) {
+	if s, ok, err = r.Running(); err != nil || !ok || Locked(lock) {
+		return s, ok, ok, err
+	}
+	// It may have ended since, which moves the head and the note with it.
+	if err := r.Reload(); err != nil {
+		return s, false, false, err
+	}
+	s, ok, err = r.Running()
+	return s, false, ok, err
+}
+
+// noteStart is as much of a note as holds its number in any case: a checksum, the
+// name of the field, 20 digits.
+const noteStart = 64
+
+// current tells whether a note that begins so may belong to the head: what does not is
+// not worth a look at the rest.
+func (r *Record) current(b []byte) bool {
+	return len(b) >= 9 && bytes.HasPrefix(b[9:], fmt.Appendf(nil, `{"seq":%d,`, r.at().Seq))
 }
 
 // noted reads a note that belongs to the head.
 func (r *Record) noted(b []byte) (s Snapshot, ok bool) {
+	if !r.current(b) {
+		return s, false
+	}
 	line, _, _ := bytes.Cut(b, []byte{'\n'})
 	sum, body, ok := bytes.Cut(line, []byte{' '})
 	if !ok || fmt.Sprintf("%08x", crc32.ChecksumIEEE(body)) != string(sum) {
 		return s, false
 	}
 	var n note
-	if json.Unmarshal(body, &n) != nil || n.Seq != r.at().Seq {
+	if json.Unmarshal(body, &n) != nil {
 		return s, false
 	}
 	return s, json.Unmarshal(n.Snapshot, &s) == nil

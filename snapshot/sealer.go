@@ -10,9 +10,17 @@ type Sealer interface {
 	// meanwhile: each file is as it was at some moment of the call. It need not
 	// be shown any more.
 	//
-	// None is made, and false returned, if nothing differs. An into of "" makes
-	// none in any case. On error there is none either. Sync makes it last.
-	Capture(ctx context.Context, v View, layers []LayerID, into LayerID, o CaptureOptions) (bool, error)
+	// None is made if nothing differs. An into of "" makes none in any case. On error
+	// there is none either. Sync makes it last.
+	Capture(ctx context.Context, v View, layers []LayerID, into LayerID, o CaptureOptions) (Captured, error)
+}
+
+// Captured is what a capture found.
+type Captured struct {
+	Differs bool
+	// Counts is what Driver.Changes would count in the layer that was made, where the
+	// capture knows: not where directories came, went, moved or were changed.
+	Counts *Counts
 }
 
 // CaptureOptions refine a capture.

@@ -48,6 +48,9 @@ type Mode string
 // the layer that it shows.
 const ModeSealed Mode = "sealed"
 
+// SplitLinksMost bounds what an entry names.
+const SplitLinksMost = 20
+
 // Snapshot is one entry of the history: the point just before a command and
 // what the command then did. It is written once, when the command has ended,
 // and never changed.
@@ -96,9 +99,13 @@ type Snapshot struct {
 	// Fast: it was reported before its layer was flushed (session.Options.Fast).
 	Fast bool `json:"fast,omitempty"`
 
-	Changes   Counts `json:"changes"`
-	SizeBytes int64  `json:"size_bytes"`
-	Truncated bool   `json:"truncated,omitempty"` // the kept output is a tail
+	Changes Counts `json:"changes"`
+	// SplitLinks are paths of Changes that came apart from other names of the same
+	// file (Change.SplitLink), in order: the first SplitLinksMost.
+	SplitLinks []string `json:"split_links,omitempty"`
+
+	SizeBytes int64 `json:"size_bytes"`
+	Truncated bool  `json:"truncated,omitempty"` // the kept output is a tail
 }
 
 // View is what a tree shows: base, the sealed layers from oldest to newest,

@@ -23,12 +23,13 @@ type stack struct {
 	Count   int       `json:"count"` // of the lines that follow
 	Layers  []LayerID `json:"-"`
 
-	saved int // how many layers are on disk
+	read int // entries that were read since it was on disk
 }
 
-// stackEvery is how many layers may come or go before the stack on disk is
-// written anew: it bounds what a new process has to read.
-const stackEvery = 64
+// stackEvery is how many entries may come or go before the stack on disk is
+// written anew: it bounds what a new process has to read, also where commands
+// change nothing and so leave no layers.
+const stackEvery = 32
 
 // Layers are the layers of the entries from base up to and with the given
 // one, oldest first, each once. It reads the entries between top and the top
@@ -70,7 +71,7 @@ func (r *Record) loadStack() error {
 			r.stack.Layers = appendNew(r.stack.Layers, []LayerID{l})
 		}
 	}
-	r.stack.Version, r.stack.saved = Version, len(r.stack.Layers)
+	r.stack.Version = Version
 	return nil
 }
 
@@ -100,9 +101,9 @@ func readStack(name string) (s stack) {
 func (r *Record) SaveStack() error {
 	r.mu.Lock()
 	s := r.stack
-	due := len(s.Layers)-s.saved >= stackEvery || s.saved-len(s.Layers) >= stackEvery
+	due := s.read >= stackEvery
 	if due {
-		r.stack.saved = len(s.Layers)
+		r.stack.read = 0
 	}
 	r.mu.Unlock()
 	if !due {
@@ -116,11 +117,7 @@ func (r *Record) SaveStack() error {
 	for _, id := range s.Layers {
 		b = append(append(b, '\n'), id...)
 	}
-	name := filepath.Join(r.dir, "stack")
-	if err := durable.Stage(name, append(b, '\n'), false); err != nil {
-		return err
-	}
-	return os.Rename(name+".tmp", name)
+	return durable.Replace(filepath.Join(r.dir, "stack"), append(b, '\n'))
 }
 
 // layersFrom walks down from both tops until one meets the other, so that it
@@ -147,14 +144,18 @@ func (r *Record) layersFrom(top ID) ([]LayerID, error) {
 			if err != nil {
 				return nil, err
 			}
+			r.stack.read++
 			above = append(above, e.Layer)
-			up = e.Parent
+			if up = e.Parent; up == known.Top {
+				continue
+			}
 		}
 		if down != "" && down != floor.Snapshot {
 			e, err := r.Snapshot(down)
 			if err != nil {
 				return nil, err
 			}
+			r.stack.read++
 			if n := len(below); n > 0 && below[n-1] == e.Layer {
 				below = slices.Clip(below[:n-1]) // others have what follows
 			}

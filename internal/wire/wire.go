@@ -51,6 +51,7 @@ type Completed struct {
 	DurationMS int64             `json:"duration_ms"`
 	CWD        string            `json:"cwd"`
 	Changes    snapshot.Counts   `json:"changes"`
+	SplitLinks []string          `json:"split_links,omitempty"`
 	Output     string            `json:"output"`
 	Truncated  bool              `json:"truncated"`
 	PinnedBy   []snapshot.Holder `json:"pinned_by,omitempty"`
@@ -83,7 +84,7 @@ func Complete(r session.Result) Completed {
 	c := Completed{
 		CommandID: s.CommandID, BatchID: s.BatchID, Command: s.Command,
 		Success: s.ExitCode == 0, ExitCode: s.ExitCode, Signal: s.Signal, TimedOut: s.TimedOut, Interrupt: s.Interrupted,
-		DurationMS: s.Duration.Milliseconds(), CWD: r.Dir, Changes: s.Changes,
+		DurationMS: s.Duration.Milliseconds(), CWD: r.Dir, Changes: s.Changes, SplitLinks: s.SplitLinks,
 		Output: string(r.Tail), Truncated: s.Truncated, PinnedBy: s.PinnedBy, SharedWith: string(s.SharedWith),
 		Mode:      s.Mode,
 		Restarted: r.Restarted, Survivors: Processes(r.Survivors), Uncovered: r.Uncovered,
@@ -212,6 +213,7 @@ type Metadata struct {
 	Unfinished   bool              `json:"unfinished,omitempty"`
 	DurationMS   int64             `json:"duration_ms"`
 	Changes      snapshot.Counts   `json:"changes"`
+	SplitLinks   []string          `json:"split_links,omitempty"`
 	Driver       string            `json:"driver"`
 	SizeBytes    int64             `json:"size_bytes"`
 	SharedWith   string            `json:"shared_with,omitempty"`
@@ -221,15 +223,15 @@ type Metadata struct {
 	Metadata     any               `json:"metadata,omitempty"`
 }
 
-// Describe makes the list form of a snapshot. State is "applied" or
-// "rolled_back".
+// Describe makes the list form of a snapshot. State is "applied", "rolled_back" or
+// "running".
 func Describe(s snapshot.Snapshot, t snapshot.Tree, state string, now time.Time) Metadata {
 	m := Metadata{
 		SnapshotID: string(s.ID), Kind: s.Kind, State: state, Command: s.Command, CommandID: s.CommandID,
 		Timestamp: s.Started, AgeSeconds: now.Sub(s.Started).Seconds(), Dir: s.Dir, Tree: t.Path,
 		BatchID: s.BatchID, CommandIndex: s.CommandIndex, ExitCode: s.ExitCode, Signal: s.Signal,
 		TimedOut: s.TimedOut, Interrupted: s.Interrupted, Unfinished: s.Unfinished,
-		DurationMS: s.Duration.Milliseconds(), Changes: s.Changes, Driver: t.Driver, SizeBytes: s.SizeBytes,
+		DurationMS: s.Duration.Milliseconds(), Changes: s.Changes, SplitLinks: s.SplitLinks, Driver: t.Driver, SizeBytes: s.SizeBytes,
 		SharedWith: string(s.SharedWith), PinnedBy: s.PinnedBy, Mode: s.Mode, Kept: s.Kept,
 	}
 	if len(s.Metadata) > 0 {

@@ -34,7 +34,7 @@ func (r *rig) checkChanges(below, layers []snapshot.LayerID) {
 	}
 	got, err := changes(r.ctx(), r.d, below, layers)
 	r.must("Changes", err)
-	if wrong := wrongChanges(before.tree, after.tree, got); wrong != "" {
+	if wrong := wrongChanges(before.tree, after.tree, got, r.plain.splits); wrong != "" {
 		r.t.Fatalf("Changes from %s to %s:\n%s", r.names(below), r.names(slices.Concat(below, layers)), wrong)
 	}
 }
@@ -50,8 +50,8 @@ func changes(ctx context.Context, d snapshot.Driver, below, layers []snapshot.La
 
 // wrongChanges tells what is wrong with a driver's list of changes, "" if
 // nothing. A renamed directory may be told as such, or as what is gone and what
-// is new.
-func wrongChanges(before, after treecmp.Picture, got []snapshot.Change) string {
+// is new. splits tells that the driver takes groups of hard links apart.
+func wrongChanges(before, after treecmp.Picture, got []snapshot.Change, splits bool) string {
 	var wrong []string
 	if !slices.IsSortedFunc(got, func(a, b snapshot.Change) int { return cmp.Compare(a.Path, b.Path) }) {
 		wrong = append(wrong, "not in byte order of path")
@@ -59,6 +59,10 @@ func wrongChanges(before, after treecmp.Picture, got []snapshot.Change) string {
 	moved, renames := move(before, got)
 	all := map[string]snapshot.Change{}
 	for _, c := range got {
+		if c.SplitLink {
+			wrong = append(wrong, wrongSplit(moved, after, c, splits)...)
+			c.SplitLink = false
+		}
 		if _, twice := all[c.Path]; twice {
 			wrong = append(wrong, fmt.Sprintf("%q is told twice", c.Path))
 		}
@@ -109,6 +113,20 @@ func wrongChange(path string, want, all map[string]snapshot.Change, renamed map[
 		return []string{fmt.Sprintf("! %q:\n   want %s\n   got  %s", path, told(w), told(g))}
 	}
 	return nil
+}
+
+// wrongSplit checks that what is said to have come apart was one file with others,
+// there or where it was moved from.
+func wrongSplit(before, after treecmp.Picture, c snapshot.Change, splits bool) []string {
+	was := before[c.Path].Group != ""
+	for path, e := range before {
+		_, there := after[path]
+		was = was || e.Group != "" && !there
+	}
+	if splits && c.Type == snapshot.TypeFile && was {
+		return nil
+	}
+	return []string{fmt.Sprintf("told to have come apart from others: %s", told(c))}
 }
 
 func told(c snapshot.Change) string {

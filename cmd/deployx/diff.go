@@ -21,8 +21,9 @@ func (a *app) diffCmd() *cobra.Command {
 		Short: "Show what a command changed, or everything since base",
 		Long: `Show the paths that a command added (A), modified (M) or deleted (D), made
 another type (T), or whose mode, owner, times or attributes alone it changed
-(m); renamed directories (R) stand with both names. Without ID: everything since
-base. --patch prints a unified diff that patch -p1 takes.
+(m); renamed directories (R) stand with both names. A name that was a hard link and
+became a file of its own, for the layers could not do better, is marked. Without
+ID: everything since base. --patch prints a unified diff that patch -p1 takes.
 
 Exit status: 0; 1 if there is no such snapshot; 2 usage.`,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -111,6 +112,9 @@ func changeLine(c snapshot.Change) string {
 	}
 	if c.From != "" {
 		name = printable(c.From) + "/ -> " + name
+	}
+	if c.SplitLink {
+		name += " (no longer a hard link)"
 	}
 	return letters[c.Kind] + " " + name + "\n"
 }

@@ -22,7 +22,9 @@ func (a *app) logCmd() *cobra.Command {
 		Short: "List what was done, newest first",
 		Long: `List the snapshots, newest first: id, age, exit status, batch, what changed
 (added, modified, deleted) and the command. Changes that others made between
-commands stand as drift. --all shows rolled-back ones too.
+commands stand as drift. A command that runs, or was cut off and not found so by
+any deployx yet, comes first; what it changed is not counted yet. --all shows
+rolled-back ones too.
 
 Exit status: 0; 1 if the record cannot be read; 2 usage.`,
 		Args: noArgs,
@@ -51,9 +53,16 @@ func (a *app) log(n int, all bool) error {
 	if err != nil {
 		return err
 	}
-	list, err := history(t, rec, n, all)
+	list, err := begun(t, rec)
 	if err != nil {
 		return err
+	}
+	if n == 0 || len(list) < n {
+		rest, err := history(t, rec, max(0, n-len(list)), all)
+		if err != nil {
+			return err
+		}
+		list = append(list, rest...)
 	}
 	if a.json {
 		return a.encode(list)
@@ -109,6 +118,21 @@ func history(t snapshot.Tree, rec *snapshot.Record, n int, all bool) ([]wire.Met
 	return list, nil
 }
 
+// begun is the command that was started and is not recorded yet: it runs, or was cut
+// off, as the next deployx will record it.
+func begun(t snapshot.Tree, rec *snapshot.Record) ([]wire.Metadata, error) {
+	s, runs, ok, err := rec.Begun(filepath.Join(t.Store, "lock"))
+	if err != nil || !ok {
+		return []wire.Metadata{}, err
+	}
+	state := "running"
+	if !runs {
+		state, s.Unfinished = "applied", true
+	}
+	s.ExitCode = -1
+	return []wire.Metadata{wire.Describe(s, t, state, time.Now())}, nil
+}
+
 func title(m wire.Metadata) string {
 	if m.Kind == snapshot.KindDrift && len(m.Kept) > 0 {
 		return "(changes made by others, kept)"
@@ -122,6 +146,8 @@ func title(m wire.Metadata) string {
 func outcome(m wire.Metadata) string {
 	s := fmt.Sprintf("exit %d", m.ExitCode)
 	switch {
+	case m.State == "running":
+		s = "running"
 	case m.Kind == snapshot.KindDrift:
 		s = "drift"
 	case m.Unfinished:
@@ -241,6 +267,9 @@ func (a *app) showText(m wire.Metadata, s snapshot.Snapshot, tail []byte) error 
 	row("duration", "%s", s.Duration.Round(time.Millisecond))
 	row("ended", "%s", outcome(m))
 	row("changes", "%d added, %d modified, %d deleted", m.Changes.Added, m.Changes.Modified, m.Changes.Deleted)
+	if len(m.SplitLinks) > 0 {
+		row("split links", "%s", splitText(m.SplitLinks))
+	}
 	if m.SharedWith != "" {
 		row("shares", "one rollback point with %s, held by %s", short(snapshot.ID(m.SharedWith)), names(m.PinnedBy))
 	}

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -77,6 +78,10 @@ func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)
 
 type usageError struct{ error }
 
+// listings are the commands that do nothing but tell: one whose reader has gone has
+// nobody to tell.
+var listings = []string{"log", "show", "diff", "status", "doctor"}
+
 func (a *app) status(ran *cobra.Command, err error) int {
 	var code exitStatus
 	var usage usageError
@@ -85,6 +90,8 @@ func (a *app) status(ran *cobra.Command, err error) int {
 		return 0
 	case errors.As(err, &code):
 		return int(code)
+	case errors.Is(err, unix.EPIPE) && ran != nil && slices.Contains(listings, ran.Name()): // deployx log | head
+		return 128 + int(unix.SIGPIPE)
 	}
 	a.complain(ran, err)
 	if ran != nil && (ran.Name() == "run" || ran.Name() == "batch") {

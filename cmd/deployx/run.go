@@ -172,6 +172,21 @@ func (a *app) summary(r session.Result) {
 		how = "no snapshot"
 	}
 	a.say("deployx: %s +%d ~%d -%d  %s%s", short(s.ID), s.Changes.Added, s.Changes.Modified, s.Changes.Deleted, ended(s), how)
+	if len(s.SplitLinks) > 0 {
+		a.say("deployx: these names were hard links and are files of their own now: %s (docs/design.md, \"Hard links\")", splitText(s.SplitLinks))
+	}
+}
+
+// splitText names what came apart, and that there may be more of it.
+func splitText(paths []string) string {
+	var out []string
+	for _, p := range paths {
+		out = append(out, printable(p))
+	}
+	if len(out) == snapshot.SplitLinksMost {
+		out = append(out, "...")
+	}
+	return strings.Join(out, ", ")
 }
 
 // circumstances tells what a person should know of the processes around a

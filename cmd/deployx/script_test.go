@@ -39,12 +39,18 @@ func deployx() {
 
 // TestScripts runs every script with the driver that this host gets, and once
 // more with the copy driver.
-func TestScripts(t *testing.T) {
+func TestScripts(t *testing.T) { runScripts(t, "testdata/script") }
+
+// TestScriptsAlone runs those that no other script's tree may be mounted beside:
+// they make mount namespaces, which hold a copy of every mount.
+func TestScriptsAlone(t *testing.T) { runScripts(t, "testdata/alone") }
+
+func runScripts(t *testing.T, dir string) {
 	for _, driver := range []string{"", "copy"} {
 		t.Run(or(driver, "auto"), func(t *testing.T) {
 			testns.Need(t)
 			testns.LeftBehind(t)
-			testscript.Run(t, scripts("testdata/script", driver))
+			testscript.Run(t, scripts(dir, driver))
 		})
 	}
 }

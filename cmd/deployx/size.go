@@ -8,13 +8,14 @@ import (
 	"deployx/session"
 )
 
-// sizeFlag is a number of bytes, with K, M, G or T for the powers of 1024.
+// sizeFlag is a number of bytes, with K, M, G or T (or KiB and so on) for the powers of
+// 1024.
 type sizeFlag int64
 
 func (f *sizeFlag) String() string { return strconv.FormatInt(int64(*f), 10) }
 func (f *sizeFlag) Type() string   { return "size" }
 
-// Set takes 1048576, 500M, 2G.
+// Set takes 1048576, 500M, 2GiB.
 func (f *sizeFlag) Set(s string) error {
 	n, err := parseSize(s)
 	*f = sizeFlag(n)
@@ -23,8 +24,11 @@ func (f *sizeFlag) Set(s string) error {
 
 func parseSize(s string) (int64, error) {
 	digits, unit := s, int64(1)
-	if i := strings.IndexAny("KMGT", strings.ToUpper(s[max(0, len(s)-1):])); s != "" && i >= 0 {
-		digits, unit = s[:len(s)-1], 1<<(10*(i+1))
+	for i, u := range []string{"K", "M", "G", "T"} {
+		d, ok := strings.CutSuffix(strings.TrimSuffix(strings.ToUpper(s), "IB"), u)
+		if ok {
+			digits, unit = d, 1<<(10*(i+1))
+		}
 	}
 	n, err := strconv.ParseInt(digits, 10, 64)
 	if err != nil || n < 0 || n > (1<<62)/unit {

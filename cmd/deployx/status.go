@@ -42,6 +42,7 @@ type treeStatus struct {
 	MaxLayers int               `json:"max_layers"`
 	Drift     bool              `json:"drift"`
 	Running   snapshot.ID       `json:"running,omitempty"`
+	CutOff    snapshot.ID       `json:"cut_off,omitempty"`
 	Disk      snapshot.Usage    `json:"disk"`
 	Derived   snapshot.Usage    `json:"derived"` // merged layers, beyond what they share with these
 	PinnedBy  []snapshot.Holder `json:"pinned_by,omitempty"`
@@ -49,6 +50,7 @@ type treeStatus struct {
 	Uncovered []snapshot.Mount  `json:"uncovered,omitempty"`  // mounted below the tree: no undo covers it
 	Commit    snapshot.ID       `json:"committing,omitempty"` // a commit through this snapshot is not finished
 	Retire    bool              `json:"retire,omitempty"`     // all is committed, and the tree will be unmounted once nobody holds it
+	Aside     []string          `json:"aside,omitempty"`      // directories with what others wrote and no view could keep
 	Store     string            `json:"store"`
 
 	Durability string                `json:"durability"` // of the newest command: full or fast
@@ -100,8 +102,8 @@ func (a *app) treeStatus(ctx context.Context, t snapshot.Tree) (out treeStatus, 
 		out = treeStatus{
 			Path: t.Path, Driver: t.Driver, Store: t.Store,
 			Mounted: st.Mounted, Agrees: st.Agrees, Head: st.Head, Snapshots: st.Snapshots, Redo: st.Redo,
-			Layers: st.Layers, MaxLayers: st.MaxLayers, Drift: st.Drift, Running: st.Running, Disk: st.Disk, Derived: st.Derived, PinnedBy: st.PinnedBy,
-			Stale: st.Stale, Uncovered: st.Uncovered, Commit: st.Commit, Retire: st.Retire,
+			Layers: st.Layers, MaxLayers: st.MaxLayers, Drift: st.Drift, Running: st.Running, CutOff: st.CutOff, Disk: st.Disk, Derived: st.Derived, PinnedBy: st.PinnedBy,
+			Stale: st.Stale, Uncovered: st.Uncovered, Commit: st.Commit, Retire: st.Retire, Aside: st.Aside,
 			Durability: "full", Kept: st.Kept, Trash: st.Trash, Recovered: st.Recovered != nil, Recovery: st.Recovered,
 		}
 		if st.Fast {
@@ -131,7 +133,10 @@ func (a *app) printStatus(st treeStatus) error {
 		row("redo", "%d times", st.Redo)
 	}
 	if st.Running != "" {
-		row("running", "%s (or cut off: the next command finds out)", st.Running)
+		row("running", "%s", st.Running)
+	}
+	if st.CutOff != "" {
+		row("cut off", "%s: the next command or rollback records what it had done", st.CutOff)
 	}
 	if st.Drift {
 		row("drift", "others have changed the tree since the last command")
@@ -150,6 +155,9 @@ func (a *app) printStatus(st treeStatus) error {
 	}
 	if st.Commit != "" {
 		row("commit", "through %s, not finished: the next command, or deployx commit, goes on with it", st.Commit)
+	}
+	for _, dir := range st.Aside {
+		row("set aside", "%s: what others wrote while a view had to be taken back; take what you need and remove it", printable(dir))
 	}
 	row("disk", "%s in %d files and directories", size(st.Disk.Bytes), st.Disk.Inodes)
 	if st.Derived.Inodes > 0 {
@@ -196,7 +204,7 @@ func shows(st treeStatus) string {
 		s += fmt.Sprintf(", %d layers", st.Layers-1)
 	}
 	if st.Mounted {
-		s = fmt.Sprintf("mounted, %d of at most %d layers", st.Layers, st.MaxLayers)
+		s = fmt.Sprintf("mounted, %d of at most %d layers below the open one", st.Layers, st.MaxLayers)
 	}
 	if !st.Agrees {
 		s += "; NOT what the record says: the next command puts it right"

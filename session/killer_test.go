@@ -265,6 +265,9 @@ func (k *killer) redone(to, head, parent snapshot.ID) files {
 			f[p], kept = v, true
 		}
 	}
+	if kept {
+		k.found["redo that keeps"]++
+	}
 	if kept && parent != to || !kept && head != to {
 		k.Errorf("redo to %q ended at %q on %q; something of others to keep: %t", to, head, parent, kept)
 	}

@@ -43,7 +43,7 @@ Exit status: 0 done; 1 refused or failed; 2 usage.`,
 	c.Flags().IntVar(&keep.Last, "keep-last", 0, "keep only this `many` newest (0: any number)")
 	c.Flags().SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName { return pflag.NormalizedName(renamed(name)) })
 	c.Flags().Var(&size, "max-bytes", "keep only the newest that together take no more than this (0: any number)")
-	c.Flags().DurationVar(&keep.Age, "keep-for", 24*time.Hour, "keep snapshots younger than this")
+	durationVar(c.Flags(), &keep.Age, "keep-for", 24*time.Hour, "keep snapshots younger than this")
 	c.Flags().BoolVar(&keep.Undone, "undone", false, "let go of what is rolled back: redo is no longer possible")
 	c.Flags().BoolVar(&dry, "dry-run", false, "tell what would be done and do nothing")
 	a.session.register(c, false)

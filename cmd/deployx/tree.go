@@ -38,7 +38,7 @@ type sessionFlags struct {
 func (f *sessionFlags) register(c *cobra.Command, runs bool) {
 	fl := c.Flags()
 	fl.StringVar(&f.onPinned, "on-pinned", "seal", "when a running process holds the tree: seal, share, refuse or stop")
-	fl.DurationVar(&f.wait, "wait", 0, "how long to wait for another deployx on this tree (default: for ever)")
+	durationVar(fl, &f.wait, "wait", 0, "how long to wait for another deployx on this tree (default: for ever)")
 	if !runs {
 		return
 	}

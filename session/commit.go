@@ -328,6 +328,7 @@ func pinnedStill(err error) bool { return err != nil && snapshot.CodeOf(err) == 
 func (s *Session) resumeCommit(ctx context.Context) {
 	if h := s.rec.Head(); h.Committing != "" {
 		s.found.Committing = h.Committing
+		s.upkeep.end(upkeepGrace) // it reads base
 		if err := s.completeCommit(ctx, nil, nil, false); err != nil {
 			s.o.Warn(fmt.Sprintf("the commit through %s is not finished yet: %v", h.Committing, err))
 		}

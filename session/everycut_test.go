@@ -113,7 +113,7 @@ func play(t *testing.T, l life) *played {
 	s := &played{TB: t, disk: logdisk.New(t), driver: l.driver, rnd: rand.New(rand.NewPCG(seed, 3)), found: map[string]int{}}
 	s.img = testns.NewImage(t, testns.ImageOptions{Type: l.fs, Open: s.disk.Open})
 	var log bytes.Buffer
-	w := &killerChild{rig: killRig(t, s.img.Dir, l.driver), rnd: rand.New(rand.NewPCG(seed, 4)), token: "e", log: &log}
+	w := &killerChild{rig: killRig(t, s.img.Dir, l.driver), rnd: rand.New(rand.NewPCG(seed, 4)), token: "e", log: &log, holders: holdersOf(s.img.Dir)}
 	k := &kernel{TB: t, disk: s.disk, dir: s.img.Dir, life: l, rnd: rand.New(rand.NewPCG(seed, 5))}
 	w.cut, w.Session.o.Fast, w.opts.Fast = k, l.fast, l.fast
 	k.sync()
@@ -132,7 +132,7 @@ func play(t *testing.T, l life) *played {
 
 func (s *played) unmount() {
 	s.Helper()
-	unmountAll(s.TB.(*testing.T), filepath.Join(s.img.Dir, "srv", "app"))
+	(&killer{TB: s.TB, dir: s.img.Dir}).leave()
 	s.img.Unmount()
 }
 

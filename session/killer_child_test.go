@@ -8,10 +8,15 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"golang.org/x/sys/unix"
+
+	"deployx/overlay"
 	"deployx/snapshot"
 )
 
@@ -25,14 +30,15 @@ const (
 
 type note struct {
 	N       int
-	Op      string      // run, drift, rollback, redo, gc, commit, forget, restore, reopen
+	Op      string      // run, drift, rollback, redo, gc, commit, forget, restore, reopen, hold, let go
 	Changes []change    `json:",omitempty"` // of run
 	Name    string      `json:",omitempty"` // of drift: a link that others make
 	To      snapshot.ID `json:",omitempty"` // of rollback and redo: the head it leads to, if not to base
+	Keep    bool        `json:",omitempty"` // of rollback and redo: what others wrote stays, as an entry above that
 	Done    bool        `json:",omitempty"`
 	Head    snapshot.ID `json:",omitempty"` // when done
 	Left    snapshot.ID `json:",omitempty"` // when done: what redo goes to
-	Parent  snapshot.ID `json:",omitempty"` // of run and redo when done: the entry that the head stands on
+	Parent  snapshot.ID `json:",omitempty"` // of run, rollback and redo when done: the entry that the head stands on
 	Err     string      `json:",omitempty"`
 	At      int         `json:",omitempty"` // the requests that the disk had been sent, see TestEveryCut
 }
@@ -45,7 +51,12 @@ type killerChild struct {
 	n     int
 	ran   snapshot.Snapshot // the newest entry that a command left
 	cut   meddler
+	// holders is what those who stand in the tree have in their environment.
+	holders string
 }
+
+// holdersOf is the environment of those who stand in a tree.
+func holdersOf(dir string) string { return "DEPLOYX_TEST_HOLDER=" + dir }
 
 // A meddler is what may happen while operations are done.
 type meddler interface {
@@ -68,7 +79,7 @@ func playKiller(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &killerChild{rig: killRig(t, dir, driver), rnd: rand.New(rand.NewPCG(seed, 0)), token: fmt.Sprint("s", seed), log: log, cut: (*cut)(nil)}
+	c := &killerChild{rig: killRig(t, dir, driver), rnd: rand.New(rand.NewPCG(seed, 0)), token: fmt.Sprint("s", seed), log: log, cut: (*cut)(nil), holders: holdersOf(dir)}
 	ready := os.NewFile(3, "ready")
 	if _, err := ready.WriteString("x"); err != nil {
 		t.Fatal(err)
@@ -100,10 +111,10 @@ func (c *killerChild) one() {
 	if n.Done, n.Head = true, h.Snapshot; len(h.Redo) > 0 {
 		n.Left = h.Redo[len(h.Redo)-1].Snapshot
 	}
-	switch n.Op {
-	case "run":
+	switch {
+	case n.Op == "run":
 		n.Parent = c.ran.Parent
-	case "redo":
+	case n.Keep && h.Snapshot != "":
 		e, err := c.rec.Snapshot(h.Snapshot)
 		if err != nil {
 			c.Fatal(err)
@@ -132,7 +143,7 @@ func (c *killerChild) choose() (note, func() error) {
 		}
 	case 5, 6:
 		if h := c.rec.Head(); len(h.Redo) > 0 && !c.drifted(h) && !c.collides() {
-			return note{Op: "redo", To: h.Redo[len(h.Redo)-1].Snapshot}, func() error { return redo(c.rig) }
+			return note{Op: "redo", To: h.Redo[len(h.Redo)-1].Snapshot, Keep: true}, func() error { return redo(c.rig) }
 		}
 	case 7:
 		return note{Op: "gc"}, func() error {
@@ -143,7 +154,7 @@ func (c *killerChild) choose() (note, func() error) {
 		return note{Op: "reopen"}, func() error {
 			return errors.Join(c.Session.Close(), c.open())
 		}
-	case 9, 10:
+	case 9, 10, 13, 14:
 		if c.rec.Head().Open == "" { // a plain directory: it would become base
 			break
 		}
@@ -155,6 +166,16 @@ func (c *killerChild) choose() (note, func() error) {
 			}
 			return err
 		}
+	case rollHold:
+		if c.rec.Head().Open == "" || c.opts.Tree.Driver != overlay.Name { // nothing would be held
+			break
+		}
+		return note{Op: "hold"}, c.hold
+	case rollLetGo:
+		if len(withEnv(c.holders)) == 0 {
+			break
+		}
+		return note{Op: "let go"}, func() error { return endAll(c.holders) }
 	}
 	if n, do := c.chooseCommit(roll); do != nil {
 		return n, do
@@ -179,8 +200,10 @@ func (c *killerChild) choose() (note, func() error) {
 	}
 }
 
-// The rolls of chooseCommit.
+// Some of the rolls of choose.
 const (
+	rollHold    = 11
+	rollLetGo   = 12
 	rollCommit  = 20
 	rollThrough = 21
 	rollRestore = 23
@@ -191,6 +214,10 @@ const (
 // if it is another's turn.
 func (c *killerChild) chooseCommit(roll int) (note, func() error) {
 	ctx := context.Background()
+	held := len(withEnv(c.holders)) > 0
+	if (roll == rollThrough || roll == rollThrough+1) && (held || c.rec.Head().Stands != nil) { // a part would be refused
+		roll = rollCommit
+	}
 	switch roll {
 	case rollCommit:
 		return note{Op: "commit"}, func() error { return commitAll(c.rig) }
@@ -205,6 +232,9 @@ func (c *killerChild) chooseCommit(roll int) (note, func() error) {
 			return err
 		}
 	case rollRestore:
+		if held { // there was no boot
+			break
+		}
 		return note{Op: "restore"}, func() error {
 			if err := c.Session.Close(); err != nil {
 				return err
@@ -217,6 +247,9 @@ func (c *killerChild) chooseCommit(roll int) (note, func() error) {
 			return errors.Join(err, c.FinishCommit(ctx))
 		}
 	case rollForget:
+		if held { // refused
+			break
+		}
 		return note{Op: "forget"}, func() error {
 			if err := forget(c.rig); err != nil {
 				return err
@@ -242,9 +275,40 @@ func (c *killerChild) chooseRollback() (note, func() error) {
 	if err != nil {
 		c.Fatal(err)
 	}
-	return note{Op: "rollback", To: dropped[len(dropped)-1].Parent}, func() error {
-		_, err := c.Rollback(context.Background(), Target{ID: target.ID}, RollbackOptions{Drift: DriftDrop})
+	n, o := note{Op: "rollback", To: dropped[len(dropped)-1].Parent}, RollbackOptions{Drift: DriftDrop}
+	if target.Kind == snapshot.KindCommand && c.rnd.IntN(2) == 0 { // what is named is dropped
+		n.Keep, o.Drift = true, DriftKeep
+	}
+	return n, func() error {
+		_, err := c.Rollback(context.Background(), Target{ID: target.ID}, o)
 		return err
+	}
+}
+
+// hold starts a process that stands in the tree, and outlives this one.
+func (c *killerChild) hold() error {
+	cmd := exec.Command("sleep", "infinity")
+	cmd.Dir, cmd.Env = c.tree, append(os.Environ(), c.holders)
+	err := cmd.Start()
+	if err == nil {
+		go cmd.Wait() //nolint:errcheck // it is killed
+	}
+	return err
+}
+
+// endAll ends the processes with an assignment in their environment, and waits until they have gone.
+func endAll(env string) error {
+	for {
+		pids := withEnv(env)
+		if len(pids) == 0 {
+			return nil
+		}
+		for _, pid := range pids {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 

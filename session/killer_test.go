@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -95,7 +96,7 @@ func killMany(t *testing.T, driver string, rounds int) {
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	k := &killer{TB: t, dir: testns.NewImage(t, testns.ImageOptions{Size: 256 << 20}).Dir, driver: driver, at: map[snapshot.ID]files{"": {}}, now: files{}, found: map[string]int{}}
-	defer unmountAll(t, filepath.Join(k.dir, "srv", "app"))
+	defer k.leave()
 	before := ""
 	for round := range rounds {
 		delay := time.Duration(rnd.Int64N(int64(killerDelay)))
@@ -115,6 +116,15 @@ func killMany(t *testing.T, driver string, rounds int) {
 			t.Errorf("no kill in the middle of a %s", what)
 		}
 	}
+}
+
+// leave ends who stands in the tree, and unmounts it.
+func (k *killer) leave() {
+	k.Helper()
+	if err := endAll(holdersOf(k.dir)); err != nil {
+		k.Error(err)
+	}
+	unmountAll(k.TB.(*testing.T), filepath.Join(k.dir, "srv", "app")) //nolint:forcetypeassert // no other comes here
 }
 
 // child starts one, kills it, and waits until nothing that it started runs.
@@ -157,9 +167,9 @@ func (k *killer) child(seed uint64, delay time.Duration) {
 // (docs/shell.md).
 func (k *killer) orphans() {
 	k.Helper()
-	mark := []byte("DEPLOYX_TREE=" + filepath.Join(k.dir, "srv", "app") + "\x00")
+	mark := "DEPLOYX_TREE=" + filepath.Join(k.dir, "srv", "app")
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
-		if !anyWith(mark) {
+		if len(withEnv(mark)) == 0 {
 			return
 		}
 		if time.Now().After(end) {
@@ -168,17 +178,22 @@ func (k *killer) orphans() {
 	}
 }
 
-func anyWith(mark []byte) bool {
+// withEnv are the processes that have an assignment in their environment.
+func withEnv(assignment string) (pids []int) {
 	procs, err := filepath.Glob("/proc/[0-9]*/environ")
 	if err != nil {
-		return false
+		return nil
 	}
 	for _, p := range procs {
-		if b, err := os.ReadFile(p); err == nil && bytes.Contains(append(b, 0), mark) {
-			return true
+		b, err := os.ReadFile(p)
+		if err != nil || !bytes.Contains(append(b, 0), []byte(assignment+"\x00")) {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p))); err == nil {
+			pids = append(pids, pid)
 		}
 	}
-	return false
+	return pids
 }
 
 // replay plays what the child has done, and returns the operation that it was
@@ -219,7 +234,10 @@ func (k *killer) play(notes []note) (last *note) {
 func (k *killer) done(n note) {
 	k.Helper()
 	switch n.Op { // these flush nothing of what others wrote
-	case "drift", "reopen", "gc", "restore":
+	case "drift", "reopen", "gc", "restore", "hold", "let go":
+		if n.Head != k.head && len(k.loose) == 0 {
+			k.Errorf("%s moved the head from %q to %q", n.Op, k.head, n.Head)
+		}
 	default:
 		k.loose = nil
 	}
@@ -234,42 +252,37 @@ func (k *killer) done(n note) {
 		k.loose = append(k.loose, n.Name)
 	case "rollback":
 		k.keepDropped(n.Left)
-		k.now = k.at[n.Head]
+		k.now = k.gone(n, n.Head, n.Parent)
 	case "redo":
-		k.now = k.redone(n.To, n.Head, n.Parent)
-		k.at[n.Head] = k.now
-	case "commit":
-		k.keepDropped(n.Head) // what others had written may be its newest entry
+		k.now = k.gone(n, n.Head, n.Parent)
 	case "forget":
-		k.at = map[snapshot.ID]files{n.Head: k.now}
-	}
-	if n.Op == "rollback" && n.Head != n.To {
-		k.Errorf("%s ended at %q, want %q", n.Op, n.Head, n.To)
+		k.at = map[snapshot.ID]files{}
 	}
 	if k.now == nil {
 		k.Fatalf("%s ended at %q, of which nothing is known", n.Op, n.Head)
 	}
 	k.head = n.Head
+	k.keepDropped(n.Head) // what others had written may be an entry now
 }
 
-// redone is the tree after a redo to an entry: what others had written since is kept,
-// and if that is anything, it is an entry above that one.
-func (k *killer) redone(to, head, parent snapshot.ID) files {
+// gone is the tree after a rollback or redo. Where what others wrote is kept, and is not
+// there anyway, it is an entry above the one that was to be gone to.
+func (k *killer) gone(n note, head, parent snapshot.ID) files {
 	k.Helper()
-	if k.at[to] == nil {
-		k.Fatalf("redo to %q, of which nothing is known", to)
+	if k.at[n.To] == nil {
+		k.Fatalf("%s to %q, of which nothing is known", n.Op, n.To)
 	}
-	f, kept := maps.Clone(k.at[to]), false
+	f, kept := maps.Clone(k.at[n.To]), false
 	for p, v := range k.now {
-		if _, there := f[p]; !there && strings.HasPrefix(p, driftName) {
+		if _, there := f[p]; n.Keep && !there && strings.HasPrefix(p, driftName) {
 			f[p], kept = v, true
 		}
 	}
 	if kept {
-		k.found["redo that keeps"]++
+		k.found[n.Op+" that keeps"]++
 	}
-	if kept && parent != to || !kept && head != to {
-		k.Errorf("redo to %q ended at %q on %q; something of others to keep: %t", to, head, parent, kept)
+	if kept && parent != n.To || !kept && head != n.To {
+		k.Errorf("%s to %q ended at %q on %q; something of others to keep: %t", n.Op, n.To, head, parent, kept)
 	}
 	return f
 }
@@ -289,6 +302,25 @@ func (k *killer) record() *snapshot.Record {
 		k.Fatal(err)
 	}
 	return r
+}
+
+// entry is one of the record; none for base.
+func (k *killer) entry(id snapshot.ID) (e snapshot.Snapshot) {
+	k.Helper()
+	if id == "" {
+		return e
+	}
+	e, err := k.record().Snapshot(id)
+	if err != nil {
+		k.Fatal(err)
+	}
+	return e
+}
+
+func (k *killer) isDriftOn(id, parent snapshot.ID) bool {
+	k.Helper()
+	e := k.entry(id)
+	return e.Kind == snapshot.KindDrift && e.Parent == parent
 }
 
 // keepDropped gives an entry that was made of drift, which a command stands on,
@@ -314,7 +346,8 @@ func (k *killer) open(last *note, first bool) {
 	if err := r.exclusively(context.Background(), func() error { return nil }); err != nil {
 		k.Fatal(err)
 	}
-	if rec := r.Recovered(); !first && (rec.Reshown || rec.Unfinished != "" || rec.Committing != "") {
+	held := len(withEnv(holdersOf(k.dir))) > 0 // what is committed is there, but shown by the mount that they hold
+	if rec := r.Recovered(); !first && (rec.Reshown || rec.Unfinished != "" || rec.Committing != "" && !held) {
 		k.Errorf("the second found something to do: %+v", rec)
 	}
 	k.agree(last, r.rec.Head().Snapshot, readFiles(k, r.tree))
@@ -334,11 +367,12 @@ func (k *killer) agree(last *note, head snapshot.ID, got files) {
 		last = &note{Op: "nothing"}
 	}
 	k.found[last.Op]++
-	switch known, ok := k.at[head]; {
+	switch _, ok := k.at[head]; {
 	case last.Op == "forget" && head == "": // nothing is known of the tree any more
 		k.must(last, k.withoutLost(k.now, got), got)
 		k.at = map[snapshot.ID]files{}
-	case (last.Op == "commit" || last.Op == "forget") && !ok: // what others had written is an entry
+	case (last.Op == "commit" || last.Op == "forget") && !ok, // what others had written is an entry
+		!ok && last.Op != "run" && k.isDriftOn(head, k.head):
 		k.must(last, k.withoutLost(k.now, got), got)
 	case head == k.head: // nothing happened
 		want := k.now
@@ -347,16 +381,11 @@ func (k *killer) agree(last *note, head snapshot.ID, got files) {
 		}
 		want = k.withoutLost(want, got)
 		k.must(last, want, got)
-	case ok && last.Op == "rollback" && head == last.To:
-		redo := k.record().Head().Redo
-		k.keepDropped(redo[len(redo)-1].Snapshot)
-		k.must(last, known, got)
-	case last.Op == "redo":
-		e, err := k.record().Snapshot(head)
-		if err != nil {
-			k.Fatal(err)
+	case last.Op == "rollback" || last.Op == "redo":
+		if redo := k.record().Head().Redo; last.Op == "rollback" {
+			k.keepDropped(redo[len(redo)-1].Snapshot)
 		}
-		k.must(last, k.redone(last.To, head, e.Parent), got)
+		k.must(last, k.gone(*last, head, k.entry(head).Parent), got)
 	case !ok && last.Op == "run":
 		k.ran(last, head, got)
 	default:
@@ -371,10 +400,7 @@ func (k *killer) agree(last *note, head snapshot.ID, got files) {
 // ran checks the entry of a command that was not reported.
 func (k *killer) ran(last *note, head snapshot.ID, got files) {
 	k.Helper()
-	e, err := k.record().Snapshot(head)
-	if err != nil {
-		k.Fatal(err)
-	}
+	e := k.entry(head)
 	all := stages(k.now, last.Changes)
 	switch {
 	case e.Kind == snapshot.KindDrift: // it did not begin

@@ -51,6 +51,7 @@ func TestPowerCut(t *testing.T) {
 type cut struct {
 	dir   string
 	in    string       // the kind of operation in which points count; "" is any
+	held  bool         // somebody stands in the tree then
 	left  atomic.Int64 // points until then
 	lines atomic.Int64 // lines of a command until then
 	done  atomic.Bool
@@ -86,6 +87,8 @@ func (c *cut) steer(n, roll int) int {
 		return roll
 	}
 	switch {
+	case c.held && n == 4:
+		return rollHold
 	case c.in == "gc" && n%2 == 0:
 		return 7
 	case c.in == "gc":
@@ -176,10 +179,10 @@ func cutMany(t *testing.T, driver, fs string, cuts int) {
 		at: map[snapshot.ID]files{"": {}}, now: files{}, found: map[string]int{},
 	}
 	log := filepath.Join(t.TempDir(), "log")
-	defer unmountAll(t, filepath.Join(k.dir, "srv", "app"))
+	defer k.leave()
 	for round := range cuts {
 		k.untilCut(rnd, log, round)
-		unmountAll(t, filepath.Join(k.dir, "srv", "app"))
+		k.leave()
 		img.Unmount()
 		img.Mount()
 		last, ops := k.replay(log)
@@ -214,6 +217,7 @@ func (k *killer) untilCut(rnd *rand.Rand, log string, round int) {
 	if c.in = cutIn[round%len(cutIn)]; c.in == "restore" && k.driver == fallback.Name {
 		c.in = "" // there is nothing to show
 	}
+	c.held = round%2 == 0 && c.in != "restore" && c.in != "forget" && k.driver == overlay.Name
 	switch {
 	case round%len(cutIn) == 0:
 		c.lines.Store(1 + rnd.Int64N(8))
@@ -224,7 +228,7 @@ func (k *killer) untilCut(rnd *rand.Rand, log string, round int) {
 	default:
 		c.left.Store(1 + rnd.Int64N(15))
 	}
-	w := &killerChild{rig: killRig(k.TB, k.dir, k.driver), rnd: rnd, token: fmt.Sprint("r", round), log: out, cut: c}
+	w := &killerChild{rig: killRig(k.TB, k.dir, k.driver), rnd: rnd, token: fmt.Sprint("r", round), log: out, cut: c, holders: holdersOf(k.dir)}
 	restore := crash.SetHook(c.point)
 	defer restore()
 	for ; !c.happened(); w.n++ {

@@ -50,6 +50,7 @@ type killerChild struct {
 	log   io.Writer
 	n     int
 	ran   snapshot.Snapshot // the newest entry that a command left
+	undo  Undo              // what the newest rollback or redo did
 	cut   meddler
 	// holders is what those who stand in the tree have in their environment.
 	holders string
@@ -114,12 +115,8 @@ func (c *killerChild) one() {
 	switch {
 	case n.Op == "run":
 		n.Parent = c.ran.Parent
-	case n.Keep && h.Snapshot != "":
-		e, err := c.rec.Snapshot(h.Snapshot)
-		if err != nil {
-			c.Fatal(err)
-		}
-		n.Parent = e.Parent
+	case n.Keep && c.undo.KeptAs != nil:
+		n.Parent = c.undo.KeptAs.Parent
 	}
 	c.note(n)
 }
@@ -143,7 +140,10 @@ func (c *killerChild) choose() (note, func() error) {
 		}
 	case 5, 6:
 		if h := c.rec.Head(); len(h.Redo) > 0 && !c.drifted(h) && !c.collides() {
-			return note{Op: "redo", To: h.Redo[len(h.Redo)-1].Snapshot, Keep: true}, func() error { return redo(c.rig) }
+			return note{Op: "redo", To: h.Redo[len(h.Redo)-1].Snapshot, Keep: true}, func() (err error) {
+				c.undo, err = c.Redo(context.Background(), 1, RollbackOptions{})
+				return err
+			}
 		}
 	case 7:
 		return note{Op: "gc"}, func() error {
@@ -279,8 +279,8 @@ func (c *killerChild) chooseRollback() (note, func() error) {
 	if target.Kind == snapshot.KindCommand && c.rnd.IntN(2) == 0 { // what is named is dropped
 		n.Keep, o.Drift = true, DriftKeep
 	}
-	return n, func() error {
-		_, err := c.Rollback(context.Background(), Target{ID: target.ID}, o)
+	return n, func() (err error) {
+		c.undo, err = c.Rollback(context.Background(), Target{ID: target.ID}, o)
 		return err
 	}
 }

@@ -83,10 +83,13 @@ func (c *cut) during(now bool) {
 
 // steer leads to the kind of operation after some others.
 func (c *cut) steer(n, roll int) int {
-	if c == nil || n < 4 {
-		return roll
-	}
 	switch {
+	case c == nil:
+		return roll
+	case roll == rollHold && !c.held:
+		return 19
+	case n < 4:
+		return roll
 	case c.held && n == 4:
 		return rollHold
 	case c.in == "gc" && n%2 == 0:
@@ -233,7 +236,7 @@ func (k *killer) untilCut(rnd *rand.Rand, log string, round int) {
 	defer restore()
 	for ; !c.happened(); w.n++ {
 		if w.n > 100 {
-			k.Fatal("the power does not go")
+			k.Fatalf("the power does not go: in %q, held: %t, points left: %d", c.in, c.held, c.left.Load())
 		}
 		w.one()
 	}

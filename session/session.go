@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -289,7 +290,7 @@ func (s *Session) writeOut(ctx context.Context, entries []snapshot.Snapshot, bes
 	switch {
 	case s.o.Fast:
 		return nil
-	case !ok || !o.Ordered():
+	case !ok || !o.Ordered(), slices.ContainsFunc(entries, sealed):
 		return func(...string) error { return s.drv.Sync(ctx) }
 	}
 	return func(staged ...string) error {
@@ -308,6 +309,10 @@ func (s *Session) writeOut(ctx context.Context, entries []snapshot.Snapshot, bes
 		return durable.WriteOut(files...)
 	}
 }
+
+// sealed tells whether an entry is a copy. The tree shows the layer that it was copied
+// from, which is to last like it.
+func sealed(e snapshot.Snapshot) bool { return e.Mode == snapshot.ModeSealed && e.Layer != "" }
 
 // show shows v and confirms the last move, side by side: a swap waits for no disk.
 func (s *Session) show(ctx context.Context, v snapshot.View) (t snapshot.Transition, err error) {

@@ -3,12 +3,8 @@ package session
 import (
 	"context"
 	"fmt"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
-
-	"deployx/internal/treecmp"
 )
 
 // TestCommitUnderReaders takes pictures of the whole tree all the while that it
@@ -27,36 +23,17 @@ func TestCommitUnderReaders(t *testing.T) {
 		}
 	}
 	want := picture(t, r.tree)
-	var stop atomic.Bool
-	var looks atomic.Int64
-	var wg sync.WaitGroup
-	for range 2 {
-		wg.Go(func() {
-			for !stop.Load() {
-				got, err := treecmp.Take(r.tree)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				if d := treecmp.Diff(want, got, treecmp.Options{AnyNlink: true}); len(d) > 0 {
-					t.Errorf("seen while it was committed:\n%s", d)
-					return
-				}
-				looks.Add(1)
-			}
-		})
-	}
+	looks, done := underReaders(t, r.tree)
 	h := historyOf(t, r)
 	for i := len(h) - 1; i >= 1; i -= 2 {
 		r.commit(h[i].ID)
 	}
-	seen := looks.Load()
-	for looks.Load() < seen+2 && !t.Failed() {
+	seen := looks()
+	for looks() < seen+2 && !t.Failed() {
 		time.Sleep(time.Millisecond) //nolint:forbidigo // two looks that began after the last part
 	}
 	c, err := r.Commit(context.Background(), CommitOptions{})
-	stop.Store(true)
-	wg.Wait()
+	done()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +41,7 @@ func TestCommitUnderReaders(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 	sameTree(t, "at the end", want, r.tree)
-	if looks.Load() < 4 {
-		t.Errorf("only %d looks", looks.Load())
+	if looks() < 4 {
+		t.Errorf("only %d looks", looks())
 	}
 }

@@ -80,7 +80,6 @@ func expire(t *testing.T, r *rig) {
 	sameTree(t, "at the end", p0, r.tree)
 }
 
-// sameTree compares, but for the link counts of merged layers.
 // TestExpireAgain: an expiry every hour leaves nothing more behind than one.
 func TestExpireAgain(t *testing.T) {
 	onBoth(t, func(t *testing.T, r *rig) {
@@ -111,6 +110,7 @@ func TestExpireAgain(t *testing.T) {
 	})
 }
 
+// sameTree compares, but for the link counts of merged layers.
 func sameTree(t *testing.T, what string, want treecmp.Picture, tree string) {
 	t.Helper()
 	if d := treecmp.Diff(want, picture(t, tree), treecmp.Options{AnyNlink: true}); len(d) > 0 {

@@ -61,6 +61,9 @@ func letGo(r *rig) error {
 	if _, err := fmt.Sscan(string(b), &pid); err != nil {
 		return err
 	}
+	if err := os.Remove(pinFile(r)); err != nil { // the number may be another's soon
+		return err
+	}
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil
@@ -72,7 +75,9 @@ func letGo(r *rig) error {
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		return err
 	}
-	_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 5000)
+	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+		_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 5000)
+	}
 	var st unix.WaitStatus
 	unix.Wait4(pid, &st, unix.WNOHANG, nil) //nolint:errcheck // it may be another's child
 	return err

@@ -29,7 +29,11 @@ func (d *Driver) Restore(ctx context.Context, v snapshot.View, from, to []snapsh
 		return nil, err
 	}
 	r := restore{ctx: ctx, links: map[inode]string{}, again: again}
-	if err := r.run(d, from, to); err != nil {
+	err = r.run(d, from, to)
+	if snapshot.CodeOf(err) == snapshot.CodeNoSpace {
+		err = r.freeFirst(d, from, to)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if err := d.notePlaced(ix, v.Open, r.made); err != nil {
@@ -50,6 +54,18 @@ type restore struct {
 	made  []string         // directories, with all in them
 	again bool             // the tree may be anywhere between the two states
 	left  []string         // what others wrote meanwhile, in a restore that is done again
+	frees bool             // only what goes is looked after
+}
+
+// freeFirst is run on a full disk: what goes makes room for what comes.
+func (r *restore) freeFirst(d *Driver, from, to []snapshot.LayerID) error {
+	r.frees = true
+	err := r.run(d, from, to)
+	r.frees = false
+	if err != nil {
+		return err
+	}
+	return r.run(d, from, to)
 }
 
 func (r *restore) run(d *Driver, from, to []snapshot.LayerID) (err error) {
@@ -93,24 +109,35 @@ func (r *restore) directory(at *os.File, was, goal *entry, path string) error {
 	if err != nil {
 		return err
 	}
+	if r.again { // the way back from a full disk: each step leaves the room that the next one takes
+		slices.Reverse(names)
+	}
 	before, err := statxAt(int(at.Fd()), "")
 	if err != nil {
 		return err
 	}
-	touched := false
+	touched, err := r.inside(at, was, goal, names, path)
+	if err != nil || r.frees {
+		return errors.Join(err, putTimesBack(at, &before)) // for the next try
+	}
+	return r.dressDir(at, was, goal, &before, touched)
+}
+
+// inside makes the names of a directory.
+func (r *restore) inside(at *os.File, was, goal *entry, names []string, path string) (touched bool, err error) {
 	if len(names) > 0 {
 		if touched, err = r.sweep(at); err != nil {
-			return err
+			return touched, err
 		}
 	}
 	for _, name := range names {
 		did, err := r.name(at, was, goal, name, join(path, name))
 		if err != nil {
-			return fmt.Errorf("restore %q: %w", join(path, name), err)
+			return touched, fmt.Errorf("restore %q: %w", join(path, name), err)
 		}
 		touched = touched || did
 	}
-	return r.dressDir(at, was, goal, &before, touched)
+	return touched, nil
 }
 
 // differing are the names that two directories do not have from the same place.
@@ -168,6 +195,8 @@ func (r *restore) name(at *os.File, was, goal *entry, name, path string) (touche
 		return false, nil
 	case isDir(f) && isDir(g):
 		return r.both(at, f, g, name, path)
+	case r.frees && g != nil:
+		return false, nil
 	case f != nil && g != nil && !isDir(f) && !isDir(g) && fileType(f) == fileType(g):
 		same, err := sameEntry(f, g)
 		if err != nil || same && (f.st.Nlink == g.st.Nlink || f.st.Ino == g.st.Ino) {
@@ -191,6 +220,9 @@ func sameEntry(f, g *entry) (bool, error) {
 func (r *restore) both(at *os.File, f, g *entry, name, path string) (bool, error) {
 	sub, err := openDirIn(at, name)
 	if sub == nil && err == nil {
+		if r.frees {
+			return false, nil
+		}
 		return r.converge(at, nil, g, name, path)
 	}
 	if err != nil {

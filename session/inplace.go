@@ -29,6 +29,7 @@ func (s *Session) goInPlace(ctx context.Context, from, to snapshot.Head, u *Undo
 	}
 	crash.Point("session.rolled")
 	if err := s.restore(ctx, false); err != nil {
+		err = noRoom(err)
 		back := from
 		back.Restoring = &snapshot.Restoring{From: to.Snapshot}
 		err = errors.Join(err, s.move(back))
@@ -39,6 +40,18 @@ func (s *Session) goInPlace(ctx context.Context, from, to snapshot.Head, u *Undo
 	shown, err := s.drv.Shown(ctx)
 	u.Verified = err == nil && shown == s.rec.Head().Open
 	return err
+}
+
+// noRoom says of a restore that the disk was too full for what can be done about it.
+func noRoom(err error) error {
+	if snapshot.CodeOf(err) != snapshot.CodeNoSpace {
+		return err
+	}
+	return &snapshot.Error{
+		Code: snapshot.CodeNoSpace, Err: err,
+		Msg:  "nothing has been undone: the tree is held, so each file is put beside the one that is there, and the disk is too full for that",
+		Hint: "make room outside the tree and try again, or stop those who hold it (deployx status names them): a rollback then needs no room",
+	}
 }
 
 // restore brings a pinned tree to where the record is already; again, if that was

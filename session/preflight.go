@@ -52,6 +52,6 @@ func (s *Session) tooFull(what string) error {
 	}
 	return &snapshot.Error{
 		Code: snapshot.CodeNoSpace, Msg: what + ", less than the " + need + " that a command needs; it was not run",
-		Hint: "make room: deployx rollback needs no space, and deployx gc --undone frees what was rolled back; deployx gc --keep-for 1h lets older snapshots go; --min-free 0 runs it all the same",
+		Hint: "make room: deployx rollback goes on a full disk (docs/operations.md tells what it may need), and deployx gc --undone frees what was rolled back; deployx gc --keep-for 1h lets older snapshots go; --min-free 0 runs it all the same",
 	}
 }

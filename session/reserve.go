@@ -65,7 +65,7 @@ func (s *Session) full(err error) error {
 	}
 	return &snapshot.Error{
 		Code: snapshot.CodeNoSpace, Msg: "the disk is too full to record a command", Err: err,
-		Hint: "free some space outside the tree, or roll back what filled it (that needs none) and then deployx gc --keep-for 1s",
+		Hint: "free some space outside the tree, or roll back what filled it (for that some is kept back) and then deployx gc --keep-for 1s",
 	}
 }
 

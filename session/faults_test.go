@@ -193,7 +193,7 @@ func (f *faulty) each(t *testing.T, op faultOp) {
 	}
 	f.anew()
 	after := readFiles(t, f.tree)
-	step, n := faultStep(f.kind)
+	step, n := faultStep(f.kind, op)
 	for ; ; n += step {
 		f.prepare(op)
 		before, head := picture(t, f.tree), f.onDisk()
@@ -234,9 +234,13 @@ func (f *faulty) anew() {
 }
 
 // faultStep tells which calls fail: all in a soak, else every third that changes
-// something and every 20th that looks, others every day.
-func faultStep(kind string) (step, first int) {
+// something and every 20th that looks, half as many where a round takes twice as
+// long, others every day.
+func faultStep(kind string, op faultOp) (step, first int) {
 	step = map[string]int{"changes": 3, "reads": 20}[kind]
+	if op.seals {
+		step *= 2
+	}
 	if os.Getenv("DEPLOYX_SOAK") != "" {
 		step = 1
 	}

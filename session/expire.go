@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -265,11 +266,12 @@ func sweepFiles(live map[string]bool, dirs ...string) error {
 	return nil
 }
 
-// Expire is Collect and EmptyTrash, and counts what expired.
+// Expire is Collect and EmptyTrash, and counts what expired. The trash is emptied
+// also where the tree is not to be had.
 func (s *Session) Expire(ctx context.Context, age time.Duration) (n int, err error) {
 	x, err := s.CollectTo(ctx, Retention{Age: age, Last: s.o.KeepLast, Bytes: s.o.KeepBytes}, false)
-	if err != nil {
-		return 0, err
+	if n = len(x.Snapshots) + len(x.Undone); err != nil {
+		n = 0
 	}
-	return len(x.Snapshots) + len(x.Undone), s.EmptyTrash(ctx)
+	return n, errors.Join(err, s.EmptyTrash(ctx))
 }

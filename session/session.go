@@ -68,6 +68,9 @@ type Options struct {
 	// Wait bounds the wait for another deployx that holds the tree; 0 waits
 	// as long as the context does.
 	Wait time.Duration
+	// Unasked is for upkeep that comes by itself: a tree that does not show what its
+	// record says is refused, and left as it is, and no commit is gone on with.
+	Unasked bool
 	// Waiting is called once if the tree is held by another deployx.
 	Waiting func(error)
 	// Warn is told what a person should know and no result carries.
@@ -89,6 +92,7 @@ type Session struct {
 	seq      uint64     // of the head that the shell's context belongs to
 	undid    bool       // see settleCut
 	showOnly bool       // see Restore, Close
+	refused  bool       // see Options.Unasked
 	// forgotten: there is nothing left to work on, see ForgetTree.
 	forgotten bool
 	reserved  bool  // see reserve
@@ -127,7 +131,7 @@ func Open(ctx context.Context, o Options) (*Session, error) {
 	if m, ok := drv.(snapshot.Maintainer); ok {
 		m.OnWait(o.Warn)
 	}
-	return &Session{o: o, drv: drv, rec: rec}, nil
+	return &Session{o: o, drv: drv, rec: rec, showOnly: o.Unasked}, nil
 }
 
 // Tree is the tree that the session serves.
@@ -201,6 +205,12 @@ func (s *Session) converge(ctx context.Context) error {
 		return err
 	}
 	again := shown != s.rec.Head().Open
+	if s.refused = s.o.Unasked && (again || s.rec.Head().Restoring != nil); s.refused {
+		return &snapshot.Error{
+			Code: snapshot.CodeUnsupported, Msg: fmt.Sprintf("the tree %q does not show what its record says", s.o.Tree.Path),
+			Hint: "deployx restore --tree DIR shows it, and any command does",
+		}
+	}
 	if again {
 		if err := s.reshow(ctx, shown); err != nil {
 			return err
@@ -342,7 +352,10 @@ func (s *Session) Close() error {
 		return nil
 	}
 	s.showOnly = true // no commit is gone on with
-	err := s.tidy(context.Background())
+	var err error
+	if !s.refused {
+		err = s.tidy(context.Background())
+	}
 	if e := s.drv.Close(); e != nil { // of work that nobody waited for, and that is begun again
 		s.o.Warn("upkeep: " + e.Error())
 	}

@@ -2,22 +2,23 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"deployx/session"
+	"deployx/snapshot"
 )
 
 func (a *app) gcCmd() *cobra.Command {
 	var keep session.Retention
 	var size sizeFlag
-	var dry bool
+	var all, dry bool
 	c := &cobra.Command{
-		Use:   "gc",
+		Use:   "gc [--all]",
 		Short: "Let old snapshots expire and give their space back",
 		Long: `Let snapshots expire that are older than --keep-for, or not among the newest
 --keep-last, or beyond what fits into --max-bytes, newest first: they can no
@@ -30,16 +31,31 @@ back and can be redone counts for --max-bytes after what is applied, and goes
 first; with --undone all of it goes, which gives the space of a rollback back at
 once.
 
-Exit status: 0 done; 1 refused or failed; 2 usage.`,
+With --all it does so in every known tree, and goes on when one fails. A tree that
+another deployx works on is skipped after a second, or after --wait; no tree is
+shown or unmounted, and nothing is said of one that has nothing to let go. Without
+an agent, deployx install lets systemd call that every hour.
+
+Exit status: 0 done; 1 refused or failed, with --all in one of the trees; 2 usage.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if keep.Last < 0 {
 				return usageError{errors.New("--keep-last is a number of snapshots, 0 for any")}
 			}
+			if all && a.tree != "" {
+				return usageError{errors.New("say --all, or which tree with --tree")}
+			}
 			keep.Bytes = int64(size)
+			if all {
+				if !c.Flags().Changed("wait") {
+					a.session.wait = upkeepWait
+				}
+				return a.gcAll(c.Context(), keep, dry)
+			}
 			return a.gc(c.Context(), keep, dry)
 		},
 	}
+	c.Flags().BoolVar(&all, "all", false, "every known tree")
 	c.Flags().IntVar(&keep.Last, "keep-last", 0, "keep only this `many` newest (0: any number)")
 	c.Flags().SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName { return pflag.NormalizedName(renamed(name)) })
 	c.Flags().Var(&size, "max-bytes", "keep only the newest that together take no more than this (0: any number)")
@@ -55,28 +71,97 @@ func (a *app) gc(ctx context.Context, keep session.Retention, dry bool) error {
 	if err != nil {
 		return err
 	}
-	return a.with(ctx, t, func(s *session.Session) error {
-		x, err := s.CollectTo(ctx, keep, dry)
+	x, err := a.collect(ctx, t, keep, dry)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.encode(cleaned(t, x, dry))
+	}
+	a.say("deployx: %s", cleanedText(x, dry))
+	return nil
+}
+
+// upkeepWait is for a tree that another deployx works on: upkeep comes again.
+const upkeepWait = time.Second
+
+func (a *app) gcAll(ctx context.Context, keep session.Retention, dry bool) error {
+	a.session.forUpkeep(a.session.wait)
+	var errs []error
+	if err := snapshot.NewState(a.stateDir()).Each(func(t snapshot.Tree, err error) {
+		var x session.Expired
+		if err == nil && ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			err = stored(t, "mount the file system they are on")
+		}
+		if err == nil {
+			x, err = a.collect(ctx, t, keep, dry)
+		}
 		if err != nil {
+			errs = append(errs, a.notCleaned(t, err))
+		} else {
+			errs = append(errs, a.tellCleaned(t, x, dry))
+		}
+	}); err != nil {
+		return err
+	}
+	return errors.Join(append(errs, ctx.Err())...)
+}
+
+func (a *app) collect(ctx context.Context, t snapshot.Tree, keep session.Retention, dry bool) (x session.Expired, err error) {
+	err = a.with(ctx, t, func(s *session.Session) error {
+		if x, err = s.CollectTo(ctx, keep, dry); dry {
 			return err
 		}
-		if !dry {
-			if err := s.EmptyTrash(ctx); err != nil {
-				return err
-			}
-		}
-		if a.json {
-			return json.NewEncoder(a.out).Encode(map[string]any{
-				"event": "cleanup_completed", "expired": len(x.Snapshots), "undone": len(x.Undone),
-				"layers_discarded": x.Discarded, "layers_in_use": x.InUse, "dry_run": dry,
-			})
-		}
-		verb := "expired"
-		if dry {
-			verb = "would expire"
-		}
-		a.say("deployx: %s %s, %s gone, %s given up, %d still in use",
-			many(len(x.Snapshots), "snapshot"), verb, many(len(x.Undone), "rolled-back one"), many(x.Discarded, "layer"), x.InUse)
-		return nil
+		return errors.Join(err, s.EmptyTrash(ctx))
 	})
+	return x, err
+}
+
+func (a *app) tellCleaned(t snapshot.Tree, x session.Expired, dry bool) error {
+	if a.json {
+		return a.encode(cleaned(t, x, dry))
+	}
+	if len(x.Snapshots)+len(x.Undone)+x.Discarded > 0 {
+		a.say("deployx: %s: %s", printable(t.Path), cleanedText(x, dry))
+	}
+	return nil
+}
+
+// notCleaned is the error of a tree, but for one that another deployx works on:
+// that is told, and its turn comes again.
+func (a *app) notCleaned(t snapshot.Tree, err error) error {
+	busy := snapshot.CodeOf(err) == snapshot.CodeTreeBusy
+	told := error(nil)
+	if a.json {
+		told = a.encode(map[string]any{
+			"event": "cleanup_completed", "tree": t.Path, "success": false, "skipped": busy, "error": err.Error(), "code": snapshot.CodeOf(err),
+		})
+	}
+	if busy {
+		a.say("deployx: %s is skipped: %v", printable(t.Path), err)
+		return told
+	}
+	if t.Path != "" { // one that cannot even be read has none
+		err = fmt.Errorf("%s is not cleaned up: %w", printable(t.Path), err)
+	}
+	return errors.Join(err, told)
+}
+
+func cleaned(t snapshot.Tree, x session.Expired, dry bool) map[string]any {
+	return map[string]any{
+		"event": "cleanup_completed", "tree": t.Path, "success": true, "expired": len(x.Snapshots), "undone": len(x.Undone),
+		"layers_discarded": x.Discarded, "layers_in_use": x.InUse, "dry_run": dry,
+	}
+}
+
+func cleanedText(x session.Expired, dry bool) string {
+	verb := "expired"
+	if dry {
+		verb = "would expire"
+	}
+	return fmt.Sprintf("%s %s, %s gone, %s given up, %d still in use",
+		many(len(x.Snapshots), "snapshot"), verb, many(len(x.Undone), "rolled-back one"), many(x.Discarded, "layer"), x.InUse)
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -81,11 +79,8 @@ func (a *app) notShown(t snapshot.Tree, err error) error {
 }
 
 func (a *app) restoreTree(ctx context.Context, t snapshot.Tree) (r session.Restored, err error) {
-	if _, err := os.Stat(t.Store); errors.Is(err, fs.ErrNotExist) {
-		return r, &snapshot.Error{
-			Code: snapshot.CodeNotFound, Msg: fmt.Sprintf("its files, in %q, are not there", t.Store),
-			Hint: "mount the file system they are on, and call deployx restore --all again",
-		}
+	if err := stored(t, "mount the file system they are on, and call deployx restore --all again"); err != nil {
+		return r, err
 	}
 	a.tellsRecovery = true
 	err = a.with(ctx, t, func(s *session.Session) (err error) {

@@ -28,6 +28,7 @@ type sessionFlags struct {
 	shell, user          string
 	env                  []string
 	wait                 time.Duration
+	unasked              bool // see forUpkeep
 	maxBytes             int64
 	exclude              []string
 	minFree              freeFlag
@@ -228,15 +229,19 @@ func (a *app) open(ctx context.Context, t snapshot.Tree) (*session.Session, erro
 			return nil, usageError{fmt.Errorf("DEPLOYX_MIN_FREE: %w", err)}
 		}
 	}
+	waiting := func(err error) { a.say("deployx: waiting: %v", err) }
+	if f.unasked {
+		waiting = nil
+	}
 	return session.Open(ctx, session.Options{
 		State: snapshot.NewState(a.stateDir()), Tree: t, OpenDriver: a.openDriver,
 		Shell:    shell.Options{Program: f.shell, User: f.user, Env: a.environment()},
 		OnPinned: session.OnPinned(f.onPinned), Fast: f.durability == "fast", Wait: f.wait,
 		OnInterrupted: session.OnInterrupted(f.onInterrupted), Recovered: a.recovered(t),
 		MinFree: session.MinFree(f.minFree), KeepLast: f.keepLast, KeepBytes: int64(f.keepBytes),
-		Waiting: func(err error) { a.say("deployx: waiting: %v", err) },
-		Warn:    func(s string) { a.say("deployx: warning: %s", s) },
-		Reader:  []string{os.Args[0], lateOutput},
+		Waiting: waiting, Unasked: f.unasked,
+		Warn:   func(s string) { a.say("deployx: warning: %s", s) },
+		Reader: []string{os.Args[0], lateOutput},
 	})
 }
 
@@ -296,6 +301,20 @@ func (a *app) extraEnv() (env []string, err error) {
 		env = append(env, e)
 	}
 	return env, nil
+}
+
+// forUpkeep is for the upkeep of all trees: it waits but a moment for one that
+// another deployx works on, and shows none that is not.
+func (f *sessionFlags) forUpkeep(wait time.Duration) {
+	f.unasked, f.wait, f.onInterrupted = true, wait, ""
+}
+
+// stored refuses a tree whose files are not there, for they would be made anew.
+func stored(t snapshot.Tree, hint string) error {
+	if _, err := os.Stat(t.Store); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return &snapshot.Error{Code: snapshot.CodeNotFound, Msg: fmt.Sprintf("its files, in %q, are not there", t.Store), Hint: hint}
 }
 
 // with runs f on the session of t and closes it.

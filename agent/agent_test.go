@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"deployx/snapshot"
 	"deployx/socketio"
 )
 
@@ -234,6 +235,90 @@ func TestCleansUpOldSnapshots(t *testing.T) {
 	}
 	b.refused("unknown_snapshot", "cleanup_snapshot", obj{"snapshot_id": "ff"})
 	b.refused("bad_request", "cleanup_snapshot", obj{})
+}
+
+// TestCleansUpKnownTrees: those that have no session are cleaned up, but for those
+// that requests may not name; one that fails does not stop the others.
+func TestCleansUpKnownTrees(t *testing.T) {
+	b, h := newBackend(t, socketio.ServerConfig{}), newHost(t)
+	st := snapshot.NewState(h.dir)
+	for _, p := range []string{"/srv/app", "/srv/barred", "/srv/broken", "/srv/busy", "/srv/known"} {
+		if err := st.Add(snapshot.Tree{Path: p, Store: filepath.Join(t.TempDir(), "store")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	writeFile(t, filepath.Join(h.dir, "trees", "a-damaged.json"), "{", 0o600)
+	asked := make(chan string, 1000)
+	a := startAgent(t, b, h, func(o *Options) {
+		o.CleanupInterval, o.AllowTrees = 20*time.Millisecond, []string{"/srv/broken", "/srv/busy", "/srv/known"}
+		o.Clean = func(_ context.Context, tree snapshot.Tree, olderThan time.Duration) (int, error) {
+			asked <- fmt.Sprint(tree.Path, " ", olderThan)
+			switch tree.Path {
+			case "/srv/broken":
+				return 0, fail(snapshot.CodeNotFound, "it is gone", "")
+			case "/srv/busy":
+				return 0, fail(snapshot.CodeTreeBusy, "another works on it", "")
+			}
+			return 2, nil
+		}
+	})
+	for range 3 {
+		for _, want := range []string{"/srv/broken", "/srv/busy", "/srv/known"} {
+			if got := <-asked; got != want+" 24h0m0s" {
+				t.Errorf("asked for %s, want %s", got, want)
+			}
+		}
+	}
+	a.stop()
+	log := a.log.String()
+	for _, want := range []string{"Cleaned up 2 old snapshots\" tree=/srv/known", "Could not clean up\" error=\"it is gone\" tree=/srv/broken", "a-damaged.json"} {
+		if !strings.Contains(log, want) {
+			t.Errorf("the log does not have %q:\n%s", want, log)
+		}
+	}
+	if strings.Contains(log, "Could not clean up\" error=\"another works on it") {
+		t.Errorf("a tree that is in use is no error:\n%s", log)
+	}
+}
+
+// TestCleanUpPasses: a tree in which a command runs does not keep others from being
+// cleaned up, and is when that has ended.
+func TestCleanUpPasses(t *testing.T) {
+	b, h := newBackend(t, socketio.ServerConfig{}), newHost(t)
+	held, first := make(chan struct{}), make(chan time.Duration, 1000)
+	other := make(chan time.Duration, 1000)
+	a := startAgent(t, b, h, func(o *Options) {
+		o.CleanupInterval, o.CleanPatience, o.Trees = 20*time.Millisecond, time.Millisecond, []string{"/srv/app", "/srv/second"}
+		o.Open = func(ctx context.Context, path string) (Session, error) {
+			s, err := h.open(ctx, path)
+			if path == "/srv/second" {
+				return retaining{fake: s.(*fake), asked: other}, err
+			}
+			return patient{retaining{fake: s.(*fake), asked: first}, held}, err
+		}
+	})
+	for range 3 {
+		<-other
+	}
+	if len(first) > 0 {
+		t.Error("it did not wait")
+	}
+	close(held)
+	for range 2 {
+		<-first
+	}
+	a.stop()
+}
+
+// patient lets snapshots go when it may.
+type patient struct {
+	retaining
+	may chan struct{}
+}
+
+func (s patient) Expire(ctx context.Context, olderThan time.Duration) (int, error) {
+	<-s.may
+	return s.retaining.Expire(ctx, olderThan)
 }
 
 func TestPlaintextIsRefused(t *testing.T) {

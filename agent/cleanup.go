@@ -19,10 +19,14 @@ func (a *Agent) expire(ctx context.Context, s Session, olderThan time.Duration) 
 		return 0, errKeeps
 	}
 	n, err := r.Expire(ctx, olderThan)
-	if n > 0 {
-		a.log.WithField("tree", s.Tree().Path).Infof("Cleaned up %d old snapshots", n)
-	}
+	a.tellCleaned(s.Tree().Path, n)
 	return n, err
+}
+
+func (a *Agent) tellCleaned(tree string, n int) {
+	if n > 0 {
+		a.log.WithField("tree", tree).Infof("Cleaned up %d old snapshots", n)
+	}
 }
 
 // cleanUp is the background task.
@@ -34,12 +38,11 @@ func (a *Agent) cleanUp(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		for _, t := range a.trees.all() {
-			s := t.current()
-			if s == nil {
-				continue
-			}
-			if _, err := a.expire(ctx, s, a.o.Retention); err != nil && !errors.Is(err, errKeeps) && ctx.Err() == nil {
-				a.log.WithError(err).WithField("tree", t.path).Error("Could not clean up")
+			a.cleanOpen(ctx, t)
+		}
+		if a.o.Clean != nil {
+			if err := snapshot.NewState(a.o.State).Each(func(t snapshot.Tree, err error) { a.cleanKnown(ctx, t, err) }); err != nil {
+				a.notCleaned(ctx, a.o.State, err)
 			}
 		}
 		select {
@@ -47,6 +50,51 @@ func (a *Agent) cleanUp(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// cleanOpen cleans up a tree that has a session.
+func (a *Agent) cleanOpen(ctx context.Context, t *tree) {
+	s := t.current()
+	if s == nil || !t.cleaning.TryLock() {
+		return
+	}
+	done := make(chan struct{})
+	a.wg.Go(func() {
+		defer close(done)
+		defer t.cleaning.Unlock()
+		_, err := a.expire(ctx, s, a.o.Retention)
+		a.notCleaned(ctx, t.path, err)
+	})
+	enough := time.NewTimer(a.o.CleanPatience)
+	defer enough.Stop()
+	select {
+	case <-done:
+	case <-enough.C:
+	case <-ctx.Done():
+	}
+}
+
+// cleanKnown cleans up a tree that has none, if requests may name it.
+func (a *Agent) cleanKnown(ctx context.Context, t snapshot.Tree, err error) {
+	if ctx.Err() != nil || err == nil && (!a.trees.allows(t.Path) || a.trees.serves(t.Path)) {
+		return
+	}
+	n := 0
+	if err == nil {
+		n, err = a.o.Clean(ctx, t, a.o.Retention)
+	}
+	a.tellCleaned(t.Path, n)
+	if snapshot.CodeOf(err) == snapshot.CodeTreeBusy {
+		a.log.WithError(err).WithField("tree", t.Path).Debug("Cleaned up another time")
+		return
+	}
+	a.notCleaned(ctx, t.Path, err)
+}
+
+func (a *Agent) notCleaned(ctx context.Context, tree string, err error) {
+	if err != nil && !errors.Is(err, errKeeps) && ctx.Err() == nil {
+		a.log.WithError(err).WithField("tree", tree).Error("Could not clean up")
 	}
 }
 

@@ -34,6 +34,7 @@ type Options struct {
 
 	State string // the state directory; the agent's files are in State/agent
 	Open  Opener
+	Clean Cleaner  // of trees in State that no request has opened [they are left alone]
 	Trees []string // the first is meant by requests that name none
 	// AllowTrees, with Trees, are all that requests may name. None allows any.
 	AllowTrees []string
@@ -64,7 +65,10 @@ type tuning struct {
 	Heartbeat  time.Duration // [10 s]
 	Patience   time.Duration // for an ack, before other things go on [1 s]
 	AckTimeout time.Duration // for an ack, before a try has failed [20 s]
-	SpoolBytes int64         // of output a command [16 MiB]
+	// CleanPatience is for the clean-up of one tree, before the next has its turn
+	// beside it: where a command runs it waits until that ends [10 s].
+	CleanPatience time.Duration
+	SpoolBytes    int64 // of output a command [16 MiB]
 
 	journal limits
 }
@@ -82,6 +86,7 @@ func (o Options) withDefaults() Options {
 	set(&o.Heartbeat, 10*time.Second)
 	set(&o.Patience, time.Second)
 	set(&o.AckTimeout, 20*time.Second)
+	set(&o.CleanPatience, 10*time.Second)
 	if o.SpoolBytes == 0 {
 		o.SpoolBytes = spoolBytes
 	}

@@ -43,5 +43,10 @@ type Forgetter interface {
 	Forget(ctx context.Context, id snapshot.ID, older bool) (n int, err error)
 }
 
+// Cleaner does what Retainer.Expire does for a known tree that has no session here.
+// It neither makes a tree nor changes what one shows, and does not wait for another
+// deployx: then the error is CodeTreeBusy.
+type Cleaner func(ctx context.Context, t snapshot.Tree, olderThan time.Duration) (n int, err error)
+
 // Opener opens the session of a directory, and makes it a tree if it is none.
 type Opener func(ctx context.Context, path string) (Session, error)

@@ -53,6 +53,8 @@ type tree struct {
 	running  *job
 	closed   bool
 	started  bool
+
+	cleaning sync.Mutex // held while old snapshots are let go
 }
 
 // reserve keeps a place in the queue for a job; give it back with release or
@@ -286,7 +288,7 @@ func (t *trees) pick(path string) (*tree, error) {
 		return nil, badRequest("tree: expected an absolute path")
 	}
 	path = resolved(path)
-	if t.allowed != nil && !t.allowed[path] {
+	if !t.allows(path) {
 		return nil, fail(codeUnauthorized, fmt.Sprintf("the agent was not allowed the tree %q", path), "start it with --allow-tree")
 	}
 	if tr := t.make(path); tr != nil {
@@ -294,6 +296,9 @@ func (t *trees) pick(path string) (*tree, error) {
 	}
 	return nil, fail(codeBusyQueue, fmt.Sprintf("the agent knows %d trees already, or is being stopped", maxTrees), "restart it")
 }
+
+// allows tells whether requests may name the tree.
+func (t *trees) allows(path string) bool { return t.allowed == nil || t.allowed[path] }
 
 // maxTrees bounds what a backend can make the agent remember.
 const maxTrees = 4000
@@ -307,6 +312,14 @@ func (t *trees) make(path string) *tree {
 	tr := &tree{path: path, open: t.open, ctx: t.ctx, wg: &t.wg, wake: make(chan struct{}, 1)}
 	t.at[path] = tr
 	return tr
+}
+
+// serves tells whether a tree has a session.
+func (t *trees) serves(path string) bool {
+	t.mu.Lock()
+	tr := t.at[path]
+	t.mu.Unlock()
+	return tr != nil && tr.current() != nil
 }
 
 // all lists the trees in the order of their paths.

@@ -107,7 +107,7 @@ func (a *app) serve(ctx context.Context, f *agentFlags) error {
 		return err
 	}
 	o := f.o
-	o.Version, o.State, o.Log, o.Open = version, a.stateDir(), log, a.openFor(log)
+	o.Version, o.State, o.Log, o.Open, o.Clean = version, a.stateDir(), log, a.openFor(log), a.cleanFor(log)
 	o.Shells, o.Shell, o.User = shell.Installed(), a.session.shell, a.session.user
 	if a.tree != "" {
 		o.Trees = []string{a.abs(a.tree)}
@@ -234,6 +234,24 @@ func (a *app) openFor(log *logrus.Logger) agent.Opener {
 			}
 		}
 		return nil, errors.Join(err, w.Close())
+	}
+}
+
+// cleanFor lets old snapshots of known trees go for the agent.
+func (a *app) cleanFor(log *logrus.Logger) agent.Cleaner {
+	return func(ctx context.Context, t snapshot.Tree, olderThan time.Duration) (n int, err error) {
+		if err := stored(t, "mount the file system they are on"); err != nil {
+			return 0, err
+		}
+		b := *a
+		w := log.WriterLevel(logrus.WarnLevel)
+		b.err, b.quiet, b.driver = w, false, "auto" // --driver is that of new trees
+		b.session.forUpkeep(upkeepWait)
+		err = b.with(ctx, t, func(s *session.Session) error {
+			n, err = s.Expire(ctx, olderThan)
+			return err
+		})
+		return n, errors.Join(err, w.Close())
 	}
 }
 

@@ -48,10 +48,14 @@ func expire(t *testing.T, r *rig) {
 		t.Errorf("%+v", x)
 	}
 	sameTree(t, "after expiry", p2, r.tree)
-	for _, id := range append(old, undone.Snapshot.ID) {
+	want := map[snapshot.ID]snapshot.Code{undone.Snapshot.ID: snapshot.CodeUnknownSnapshot} // it is above the floor, and its entry is gone
+	for _, id := range old {
+		want[id] = snapshot.CodeExpired
+	}
+	for id, want := range want {
 		_, err := r.Rollback(context.Background(), Target{ID: id}, RollbackOptions{})
-		if c := snapshot.CodeOf(err); err == nil || c != snapshot.CodeExpired && c != snapshot.CodeUnknownSnapshot {
-			t.Errorf("%s: %v", id, err)
+		if c := snapshot.CodeOf(err); err == nil || c != want {
+			t.Errorf("%s: %v, want %s", id, err, want)
 		}
 	}
 	c, _ := r.run("echo c > c")
@@ -78,6 +82,11 @@ func expire(t *testing.T, r *rig) {
 		t.Errorf("nothing is above the floor: %+v", again)
 	}
 	sameTree(t, "at the end", p0, r.tree)
+	r.run("echo d > d")
+	r.expire(0)
+	if _, err := r.Rollback(context.Background(), Target{ID: undone.Snapshot.ID}, RollbackOptions{}); err == nil || snapshot.CodeOf(err) != snapshot.CodeExpired {
+		t.Errorf("one that was rolled back, once the floor is above it: %v", err)
+	}
 }
 
 // TestExpireAgain: an expiry every hour leaves nothing more behind than one.

@@ -43,6 +43,7 @@ func TestSystemd(t *testing.T) {
 	m.boot()
 	m.must("deployx", "run", "--tree", "/srv/app", "--", "echo changed > config")
 	m.must("deployx", "run", "--driver", "copy", "--tree", "/srv/copied", "--", "echo changed > file")
+	expires(t, m)
 	m.must("deployx", "install", "--url", b.url(), "--tree", "/srv/app", "--grace", "5s", "--reconnect-min", "20ms", "--reconnect-max", "200ms")
 	m.must("systemctl", "enable", "--quiet", "needy.service")
 	b.registered(1)
@@ -70,12 +71,42 @@ func TestSystemd(t *testing.T) {
 	takenAway(t, m)
 }
 
+// expires: without an agent a timer has old snapshots expire.
+// What gc.service restricts does not keep gc from its work.
+func expires(t *testing.T, m *machine) {
+	m.must("deployx", "install")
+	dir := "/etc/systemd/system/"
+	if out := m.must("systemd-analyze", "verify", dir+"deployx-gc.service", dir+"deployx-gc.timer"); strings.Contains(out, "deployx") {
+		t.Errorf("systemd-analyze verify: %s", out)
+	}
+	if got := m.show("deployx-gc.timer", "ActiveState"); got != "active" {
+		t.Errorf("the timer is %s", got)
+	}
+	m.write("etc/systemd/system/deployx-gc.service.d/soon.conf", "[Service]\nExecStart=\nExecStart=/usr/local/bin/deployx gc --all --keep-for 0s\n")
+	m.must("systemctl", "daemon-reload")
+	m.write("srv/old/file", "base\n")
+	m.must("deployx", "run", "--tree", "/srv/old", "--", "echo old > file")
+	m.must("systemctl", "start", "deployx-gc.service")
+	if out, err := m.try("deployx", "rollback", "--tree", "/srv/old", "--last", "1"); err == nil || !strings.Contains(out, "nothing to roll back") {
+		t.Errorf("rolling back what has expired: %v %s", err, out)
+	}
+	m.must("deployx", "forget", "--tree", "/srv/old", "--commit")
+	if got := m.read("/srv/old/file"); got != "old\n" {
+		t.Errorf("what it did is %q", got)
+	}
+}
+
 // verified: systemd knows every line of the units, and the agent mounts where
 // everybody sees it.
 func verified(t *testing.T, m *machine) {
 	dir := "/etc/systemd/system/"
 	if out := m.must("systemd-analyze", "verify", dir+"deployx-restore.service", dir+"deployx-agent.service"); strings.Contains(out, "deployx") {
 		t.Errorf("systemd-analyze verify: %s", out)
+	}
+	for _, unit := range []string{"deployx-gc.timer", "deployx-gc.service"} {
+		if got := m.show(unit, "ActiveState"); got != "inactive" {
+			t.Errorf("beside the agent %s is %s", unit, got)
+		}
 	}
 	pid := m.show("deployx-agent.service", "MainPID")
 	ns := func(pid string) string { return m.must("readlink", "/proc/"+pid+"/ns/mnt") }

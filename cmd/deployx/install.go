@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,8 +29,10 @@ func (a *app) installCmd() *cobra.Command {
 		Short: "Make systemd show the trees at boot, before services start, and keep an agent running",
 		Long: `Write deployx-restore.service, which shows every tree again at boot before
 services start, and start it. With --url or --agent also write
-deployx-agent.service, which keeps an agent running. What is there already stays,
-what has changed is written again; services that run are not restarted.
+deployx-agent.service, which keeps an agent running. It lets old snapshots expire;
+without it deployx-gc.timer does, which has deployx gc --all run every hour. What is
+there already stays, what has changed is written again; services that run are not
+restarted.
 
 The agent gets the flags of deployx agent that stand here (deployx agent --help
 lists them), or with --agent alone those in the file of --config, by default
@@ -92,6 +95,9 @@ func (a *app) install(c *cobra.Command, f *installFlags) error {
 			stale = append(stale, u.name)
 		}
 	}
+	if err := a.replaceGC(s, units); err != nil {
+		return err
+	}
 	if err := s.reload(); err != nil || f.noStart || !s.live {
 		return err
 	}
@@ -99,10 +105,29 @@ func (a *app) install(c *cobra.Command, f *installFlags) error {
 }
 
 const withoutSystemd = "let what boots it run deployx restore --all, after local file systems are mounted and before services start, " +
-	"and a supervisor keep deployx agent running; --root DIR works on a system that does not run"
+	"and a supervisor keep deployx agent running, or cron call deployx gc --all every hour; --root DIR works on a system that does not run"
+
+// replaceGC takes the timer of gc away where an agent does its work from now on.
+func (a *app) replaceGC(s systemd, units []unit) error {
+	if !slices.ContainsFunc(units, func(u unit) bool { return u.name == agentUnit }) {
+		return nil
+	}
+	for _, u := range unitsOfInstall() {
+		if _, err := s.owned(u.name); err != nil || u.name != gcTimer && u.name != gcUnit {
+			continue
+		}
+		if _, err := a.takeAway(s, u); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 func (a *app) startUnits(s systemd, units []unit, stale []string) error {
 	for _, u := range units {
+		if u.wantedBy == "" { // its timer does
+			continue
+		}
 		if err := s.call("start", u.name); err != nil {
 			return fmt.Errorf("%w; systemctl status %s tells why", err, u.name)
 		}
@@ -144,7 +169,10 @@ func (a *app) units(c *cobra.Command, f *installFlags) ([]unit, error) {
 				return nil, usageError{fmt.Errorf("%s is a setting of the agent: add --url, or --agent if --config names the backend", name)}
 			}
 		}
-		return units, nil
+		if _, err := (systemd{dir: a.unitDir(f)}).owned(agentUnit); err == nil { // it does that already
+			return units, nil
+		}
+		return append(units, newGCUnits(binary, a.stateDir())...), nil
 	}
 	if f.agent && !c.Flags().Changed("config") && !c.Flags().Changed("url") {
 		given = append(given, "--config=/etc/deployx/agent.yaml")

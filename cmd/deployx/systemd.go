@@ -89,6 +89,9 @@ func (s systemd) link(name, target string) string {
 }
 
 func (s systemd) enable(u unit) error {
+	if u.wantedBy == "" {
+		return nil
+	}
 	link := s.link(u.name, u.wantedBy)
 	if to, err := os.Readlink(link); err == nil && to == "../"+u.name {
 		return nil
@@ -108,11 +111,13 @@ func (s systemd) enable(u unit) error {
 // remove disables and removes a unit that we wrote; had is false if it is not
 // there.
 func (s systemd) remove(name, wantedBy string) (had bool, err error) {
-	link := s.link(name, wantedBy)
-	if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return false, err
+	if wantedBy != "" {
+		link := s.link(name, wantedBy)
+		if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+		_ = os.Remove(filepath.Dir(link)) // if it is empty: others have links there
 	}
-	_ = os.Remove(filepath.Dir(link)) // if it is empty: others have links there
 	err = os.Remove(filepath.Join(s.dir, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil

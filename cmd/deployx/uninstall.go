@@ -18,9 +18,10 @@ func (a *app) uninstallCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Take away what install wrote, once the trees are plain directories again",
-		Long: `Stop the agent and take away the units that deployx install wrote. Refused while
-a tree has layers, for without the units it would show after a reboot what it was
-before them: make them permanent first, with deployx commit, or say --keep-trees.
+		Long: `Stop the agent or the timer of gc and take away the units that deployx install
+wrote. Refused while a tree has layers, for without the units it would show after a
+reboot what it was before them: make them permanent first, with deployx commit, or
+say --keep-trees.
 Records and snapshots stay where they are. A second time it does nothing.
 
 Exit status: 0; 1 refused or failed, and nothing was taken away; 2 usage.`,
@@ -37,8 +38,8 @@ func (a *app) uninstall(ctx context.Context, f *installFlags, keep bool) error {
 	if err := s.need("uninstall", "there is nothing to take away; --root DIR works on a system that does not run"); err != nil {
 		return err
 	}
-	for _, name := range []string{restoreUnit, agentUnit} {
-		if _, err := s.owned(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, u := range unitsOfInstall() {
+		if _, err := s.owned(u.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
@@ -59,27 +60,36 @@ func (a *app) uninstall(ctx context.Context, f *installFlags, keep bool) error {
 }
 
 func (a *app) removeUnits(s systemd) error {
-	none := true
-	for _, u := range []unit{{name: agentUnit, wantedBy: "multi-user.target"}, {name: restoreUnit, wantedBy: "sysinit.target"}} {
-		if _, err := s.owned(u.name); err == nil {
-			if err := s.call("stop", u.name); err != nil {
-				return err
-			}
-		}
-		had, err := s.remove(u.name, u.wantedBy)
-		if err != nil {
-			return err
-		}
-		if had {
-			none = false
-			a.say("deployx: %s is gone", filepath.Join(s.dir, u.name))
-		}
+	gone, err := a.takeAway(s, unitsOfInstall()...)
+	if err != nil {
+		return err
 	}
-	if none {
+	if !gone {
 		a.say("deployx: there is nothing of deployx install in %s", s.dir)
 		return nil
 	}
 	return s.reload()
+}
+
+// takeAway stops and removes units that we wrote; some tells whether there were
+// any.
+func (a *app) takeAway(s systemd, units ...unit) (some bool, err error) {
+	for _, u := range units {
+		if _, err := s.owned(u.name); err == nil {
+			if err := s.call("stop", u.name); err != nil {
+				return some, err
+			}
+		}
+		had, err := s.remove(u.name, u.wantedBy)
+		if err != nil {
+			return some, err
+		}
+		if had {
+			some = true
+			a.say("deployx: %s is gone", filepath.Join(s.dir, u.name))
+		}
+	}
+	return some, nil
 }
 
 // layered are the trees that would not come back by themselves after a reboot.

@@ -11,6 +11,8 @@ import (
 const (
 	restoreUnit = "deployx-restore.service"
 	agentUnit   = "deployx-agent.service"
+	gcUnit      = "deployx-gc.service"
+	gcTimer     = "deployx-gc.timer"
 
 	// ours begins every unit that install wrote, and no other is overwritten or
 	// removed.
@@ -20,7 +22,7 @@ const (
 // unit is a file of systemd.
 type unit struct {
 	name, text string
-	wantedBy   string // the target that pulls it in
+	wantedBy   string // the target that pulls it in, or "": another unit starts it
 }
 
 // restoreText: local file systems come before it by local-fs.target, and
@@ -87,6 +89,45 @@ PrivateMounts=no
 WantedBy=multi-user.target
 `
 
+// gcText and gcTimerText are for a host without an agent, which does the same. It
+// may have to record a command that was cut off, which swaps a mount: no mount
+// namespace, as above. RestrictNamespaces would keep it from asking in those of
+// others who holds the tree.
+const gcText = ours + ` It rewrites this file: to change something, use
+# systemctl edit deployx-gc.service
+[Unit]
+Description=Let old snapshots of deployx expire
+RequiresMountsFor=%[1]s
+After=deployx-restore.service remote-fs.target
+
+[Service]
+Type=oneshot
+ExecStart=%[2]s
+Nice=19
+IOSchedulingClass=idle
+PrivateMounts=no
+NoNewPrivileges=yes
+MemoryDenyWriteExecute=yes
+LockPersonality=yes
+RestrictRealtime=yes
+RestrictAddressFamilies=AF_UNIX AF_NETLINK
+SystemCallArchitectures=native
+`
+
+const gcTimerText = ours + ` It rewrites this file: to change something, use
+# systemctl edit deployx-gc.timer
+[Unit]
+Description=Let old snapshots of deployx expire every hour
+
+[Timer]
+OnCalendar=hourly
+RandomizedDelaySec=5min
+Persistent=true
+
+[Install]
+WantedBy=timers.target
+`
+
 // newRestoreUnit makes the unit that shows the trees of state again. mounts are
 // the units of local mounts that trees are on.
 func newRestoreUnit(binary, state string, mounts []string) unit {
@@ -99,10 +140,30 @@ func newRestoreUnit(binary, state string, mounts []string) unit {
 	return unit{restoreUnit, text, "sysinit.target"}
 }
 
+// newGCUnits make the units that let old snapshots expire where no agent does.
+func newGCUnits(binary, state string) []unit {
+	args := append([]string{binary, "gc", "--all"}, stateFlag(state)...)
+	return []unit{
+		{gcUnit, fmt.Sprintf(gcText, unitWord(state), commandLine(args)), ""},
+		{gcTimer, gcTimerText, "timers.target"},
+	}
+}
+
 // newAgentUnit makes the unit of an agent that needs so long to stop.
 func newAgentUnit(binary string, args []string, stop time.Duration) unit {
 	args = append([]string{binary, "agent"}, args...)
 	return unit{agentUnit, fmt.Sprintf(agentText, commandLine(args), int((stop+time.Second-1)/time.Second)), "multi-user.target"}
+}
+
+// unitsOfInstall are all that install may have written, in the order in which they
+// are taken away.
+func unitsOfInstall() []unit {
+	return []unit{
+		{name: gcTimer, wantedBy: "timers.target"},
+		{name: gcUnit},
+		{name: agentUnit, wantedBy: "multi-user.target"},
+		{name: restoreUnit, wantedBy: "sysinit.target"},
+	}
 }
 
 func stateFlag(state string) []string {

@@ -66,7 +66,9 @@ func (d *Driver) tell(c *change) (out snapshot.Change, told bool, err error) {
 	out = snapshot.Change{
 		Path: c.path, Type: e.letter(), Mode: e.mode & 0o7777, UID: e.uid, GID: e.gid, Size: e.size,
 	}
-	out.Kind, err = d.kindOf(c.pre, c.post)
+	if out.Kind, err = d.kindOf(c.pre, c.post); out.Kind == snapshot.ChangeType {
+		out.Was = c.pre.letter()
+	}
 	return out, out.Kind != "", err
 }
 

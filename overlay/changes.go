@@ -15,11 +15,19 @@ import (
 // Changes compares the view of below with that of below and layers, wherever
 // one of layers has an entry. See snapshot.Driver.
 func (d *Driver) Changes(ctx context.Context, below, layers []snapshot.LayerID, visit func(snapshot.Change) error) error {
-	return d.changes(ctx, below, layers, true, visit)
+	return d.changes(ctx, below, layers, asked{renames: true, splits: true}, visit)
 }
 
-// changes is Changes. Which names came apart is told only if that is asked for.
-func (d *Driver) changes(ctx context.Context, below, layers []snapshot.LayerID, splits bool, visit func(snapshot.Change) error) error {
+// ChangesByPath is Changes without renames. See snapshot.Renamer.
+func (d *Driver) ChangesByPath(ctx context.Context, below, layers []snapshot.LayerID, visit func(snapshot.Change) error) error {
+	return d.changes(ctx, below, layers, asked{}, visit)
+}
+
+// asked says what changes is to tell: what was renamed, and which names came apart.
+type asked struct{ renames, splits bool }
+
+// changes is Changes, as far as it is asked for.
+func (d *Driver) changes(ctx context.Context, below, layers []snapshot.LayerID, ask asked, visit func(snapshot.Change) error) error {
 	if len(layers) == 0 {
 		return nil
 	}
@@ -31,7 +39,10 @@ func (d *Driver) changes(ctx context.Context, below, layers []snapshot.LayerID, 
 		return err
 	}
 	defer c.after.close()
-	c.visit, c.asked, c.indexed = visit, !splits, !splits
+	c.visit, c.asked, c.indexed = visit, !ask.splits, !ask.splits
+	if !ask.renames {
+		c.byPath, c.moved = true, nil
+	}
 	return c.run()
 }
 
@@ -63,6 +74,7 @@ type comparison struct {
 	split         int
 	visit         func(snapshot.Change) error
 	moved         map[string]bool // paths before that live on elsewhere
+	byPath        bool            // each path is compared with what had it before
 
 	asked, indexed bool            // whether the kernel keeps names together, once that was asked
 	apart          map[string]bool // names that came apart from others, once there may be one
@@ -120,7 +132,7 @@ func (c *comparison) findMoves(a *entry, path string) error {
 // not.
 func (c *comparison) renamedFrom(e, parent *entry, name string) string {
 	parts := e.dir.parts
-	if parts[len(parts)-1].layer < c.split || e.dir.origin == join(parent.dir.origin, name) {
+	if c.byPath || parts[len(parts)-1].layer < c.split || e.dir.origin == join(parent.dir.origin, name) {
 		return ""
 	}
 	return e.dir.origin
@@ -177,13 +189,15 @@ func (c *comparison) inside(a, b, gone *entry, path string) error {
 func (c *comparison) candidates(a, b, gone *entry) (map[string]bool, error) {
 	names := map[string]bool{}
 	if a != nil {
-		var err error
-		if names, err = a.dir.names(c.split); err != nil {
-			return nil, err
-		}
-		parts := a.dir.parts
+		parts, limit := a.dir.parts, c.split
 		if b != nil && parts[len(parts)-1].layer >= c.split && a.dir.origin == b.dir.origin {
 			b = nil // the rest shows through
+		} else if c.byPath {
+			limit = -1 // what came from elsewhere is new here
+		}
+		var err error
+		if names, err = a.dir.names(limit); err != nil {
+			return nil, err
 		}
 	}
 	for _, e := range []*entry{b, gone} {
@@ -299,7 +313,7 @@ func (c *comparison) entry(x, y *entry, path, from string) error {
 	case from != "":
 		return c.tell(snapshot.ChangeRenamed, x, path, from)
 	case fileType(x) != fileType(y):
-		return c.tellFile(snapshot.ChangeType, x, nil, path)
+		return c.tellFile(snapshot.ChangeType, x, y, path)
 	case isDir(x):
 		return c.directory(x, y, path)
 	}
@@ -326,6 +340,9 @@ func (c *comparison) tell(kind snapshot.ChangeKind, e *entry, path, from string)
 // had its path before.
 func (c *comparison) tellFile(kind snapshot.ChangeKind, x, y *entry, path string) error {
 	told := change(kind, x, path, "")
+	if kind == snapshot.ChangeType {
+		told.Was, y = fileType(y), nil
+	}
 	var err error
 	if told.SplitLink, err = c.splits(x, y, path); err != nil {
 		return err

@@ -38,7 +38,7 @@ type seen struct {
 // plan lists what the new layer changes, parents first.
 func (g *goBack) plan() ([]backStep, error) {
 	var changes []snapshot.Change
-	err := g.d.changes(g.ctx, g.note.Below, []snapshot.LayerID{g.open}, false, func(c snapshot.Change) error {
+	err := g.d.changes(g.ctx, g.note.Below, []snapshot.LayerID{g.open}, asked{renames: true}, func(c snapshot.Change) error {
 		changes = append(changes, c)
 		return nil
 	})

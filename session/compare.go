@@ -74,6 +74,28 @@ func (c Comparison) Changes(ctx context.Context, visit func(snapshot.Change) err
 	})
 }
 
+// ByPath lists the same without renames: what was in a renamed directory is gone from
+// the one path and new at the other.
+func (c Comparison) ByPath(ctx context.Context, visit func(snapshot.Change) error) error {
+	if d, ok := c.drv.(snapshot.Renamer); ok {
+		return d.ChangesByPath(ctx, c.below, c.layers, visit)
+	}
+	return c.Changes(ctx, visit)
+}
+
+// Renames lists what ByPath does not tell.
+func (c Comparison) Renames(ctx context.Context, visit func(snapshot.Change) error) error {
+	if _, ok := c.drv.(snapshot.Renamer); !ok {
+		return nil
+	}
+	return c.Changes(ctx, func(ch snapshot.Change) error {
+		if ch.Kind != snapshot.ChangeRenamed {
+			return nil
+		}
+		return visit(ch)
+	})
+}
+
 // Before opens a file as it was.
 func (c Comparison) Before(ctx context.Context, path string) (io.ReadCloser, error) {
 	return c.drv.Open(ctx, c.below, path)

@@ -29,7 +29,8 @@ type Change struct {
 	From string     // the old path of a renamed directory
 	Kind ChangeKind // what happened
 	Type FileType
-	Mode uint32 // permission bits with setuid, setgid and sticky (07777)
+	Was  FileType // the type before, where that changed
+	Mode uint32   // permission bits with setuid, setgid and sticky (07777)
 	UID  uint32
 	GID  uint32
 	Size int64
@@ -79,6 +80,7 @@ type changeJSON struct {
 	FromB64 []byte     `json:"from_base64,omitempty"`
 	Kind    ChangeKind `json:"change"`
 	Type    FileType   `json:"type"`
+	Was     FileType   `json:"was,omitempty"`
 	Mode    uint32     `json:"mode"`
 	UID     uint32     `json:"uid"`
 	GID     uint32     `json:"gid"`
@@ -92,7 +94,7 @@ type changeJSON struct {
 func (c Change) MarshalJSON() ([]byte, error) {
 	return json.Marshal(changeJSON{
 		Path: c.Path, PathB64: odd(c.Path), From: c.From, FromB64: odd(c.From),
-		Kind: c.Kind, Type: c.Type, Mode: c.Mode, UID: c.UID, GID: c.GID, Size: c.Size, Split: c.SplitLink,
+		Kind: c.Kind, Type: c.Type, Was: c.Was, Mode: c.Mode, UID: c.UID, GID: c.GID, Size: c.Size, Split: c.SplitLink,
 	})
 }
 

@@ -95,6 +95,14 @@ type Preparer interface {
 	Prepare(ctx context.Context, v View) error
 }
 
+// A Renamer is a driver whose Changes tells ChangeRenamed. ChangesByPath tells the
+// same without, and no SplitLink: each path is compared with what had it before, so
+// that all that was in a renamed directory is gone from the one path and new at the
+// other.
+type Renamer interface {
+	ChangesByPath(ctx context.Context, below, layers []LayerID, visit func(Change) error) error
+}
+
 // A Folder is a driver that can make one layer of many, for retention. Fold
 // makes a new sealed layer that stands for layers, the bottom of a stack, oldest
 // first; they stay until Discard. It changes nothing that anybody sees.

@@ -23,7 +23,9 @@ func (a *app) diffCmd() *cobra.Command {
 another type (T), or whose mode, owner, times or attributes alone it changed
 (m); renamed directories (R) stand with both names. A name that was a hard link and
 became a file of its own, for the layers could not do better, is marked. Without
-ID: everything since base. --patch prints a unified diff that patch -p1 takes.
+ID: everything since base. --patch prints a unified diff of text files that patch -p1
+takes, and names what else changed. A file that became a directory, or the reverse,
+takes git apply.
 
 Exit status: 0; 1 if there is no such snapshot; 2 usage.`,
 		Args: func(_ *cobra.Command, args []string) error {

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/rogpeppe/go-internal/diff"
+	"golang.org/x/sys/unix"
 
 	"deployx/session"
 	"deployx/snapshot"
@@ -17,31 +18,59 @@ import (
 // named as binary is.
 const patchLimit = 8 << 20
 
-// patch prints the changes as git does, which patch(1) 2.7 and later takes.
+// patch prints the changes as git does, which patch(1) 2.7 and later takes, and in
+// words what that cannot do. It knows no renamed directories: they are told, and what
+// was in them goes and comes.
 func (a *app) patch(ctx context.Context, c session.Comparison) error {
-	return c.Changes(ctx, func(ch snapshot.Change) error {
+	err := c.Renames(ctx, func(ch snapshot.Change) error {
+		return a.put("Renamed directory %s to %s\n", printable(ch.From), printable(ch.Path))
+	})
+	if err != nil {
+		return err
+	}
+	return c.ByPath(ctx, func(ch snapshot.Change) error {
 		switch {
-		case ch.Kind == snapshot.ChangeRenamed:
-			_, err := fmt.Fprintf(a.out, "Renamed directory %s to %s\n", printable(ch.From), printable(ch.Path))
-			return err
+		case ch.Kind == snapshot.ChangeType:
+			return a.patchType(ctx, c, ch)
 		case ch.Type == snapshot.TypeDir:
 			return nil // a patch makes and removes directories by the files in them
-		case ch.Kind == snapshot.ChangeMetadata, ch.Kind == snapshot.ChangeType:
-			_, err := fmt.Fprintf(a.out, "Changed %s of %s\n", what(ch.Kind), printable(ch.Path))
-			return err
+		case ch.Kind == snapshot.ChangeMetadata:
+			return a.put("Changed metadata of %s\n", printable(ch.Path))
 		case ch.Type != snapshot.TypeFile:
-			_, err := fmt.Fprintf(a.out, "Special file %s %s\n", printable(ch.Path), ch.Kind)
-			return err
+			return a.put("Special file %s %s\n", printable(ch.Path), ch.Kind)
 		}
 		return a.patchFile(ctx, c, ch)
 	})
 }
 
-func what(k snapshot.ChangeKind) string {
-	if k == snapshot.ChangeType {
-		return "type"
+// patchType prints what went, if it was a file, and what came. A link goes as well, for
+// patch puts no file in its place; it takes no directory's either, nor the reverse.
+func (a *app) patchType(ctx context.Context, c session.Comparison, ch snapshot.Change) error {
+	hint := ""
+	switch ch.Was + ch.Type {
+	case snapshot.TypeDir + snapshot.TypeFile, snapshot.TypeFile + snapshot.TypeDir:
+		hint = ", which git apply does and patch does not"
 	}
-	return "metadata"
+	if err := a.put("Changed type of %s from %s to %s%s\n", printable(ch.Path), typeWords[ch.Was], typeWords[ch.Type], hint); err != nil {
+		return err
+	}
+	was, is := ch, ch
+	was.Kind, was.Type, was.Mode = snapshot.ChangeDeleted, ch.Was, 0o644
+	is.Kind = snapshot.ChangeAdded
+	if was.Type == snapshot.TypeFile || was.Type == snapshot.TypeSymlink {
+		if err := a.patchFile(ctx, c, was); err != nil {
+			return err
+		}
+	}
+	if is.Type != snapshot.TypeFile {
+		return nil
+	}
+	return a.patchFile(ctx, c, is)
+}
+
+var typeWords = map[snapshot.FileType]string{
+	snapshot.TypeFile: "file", snapshot.TypeDir: "directory", snapshot.TypeSymlink: "symbolic link",
+	snapshot.TypeFifo: "fifo", snapshot.TypeSocket: "socket", snapshot.TypeChar: "character device", snapshot.TypeBlock: "block device",
 }
 
 func (a *app) patchFile(ctx context.Context, c session.Comparison, ch snapshot.Change) error {
@@ -50,27 +79,41 @@ func (a *app) patchFile(ctx context.Context, c session.Comparison, ch snapshot.C
 	oldName, newName := quoteName("a/"+ch.Path), quoteName("b/"+ch.Path)
 	header := fmt.Sprintf("diff --git %s %s\n", oldName, newName)
 	if ch.Kind == snapshot.ChangeAdded {
-		header += fmt.Sprintf("new file mode 100%03o\n", ch.Mode)
+		header += fmt.Sprintf("new file mode %o\n", gitMode(ch))
 		oldName = "/dev/null"
 	} else if before, err = readLimited(c.Before(ctx, ch.Path)); err != nil {
 		return err
 	}
 	if ch.Kind == snapshot.ChangeDeleted {
-		header += fmt.Sprintf("deleted file mode 100%03o\n", ch.Mode)
+		header += fmt.Sprintf("deleted file mode %o\n", gitMode(ch))
 		newName = "/dev/null"
 	} else if after, err = readLimited(c.After(ctx, ch.Path)); err != nil {
 		return err
 	}
-	if !text2(before) || !text2(after) {
-		_, err = fmt.Fprintf(a.out, "%sBinary files %s and %s differ\n", header, oldName, newName)
-		return err
+	switch {
+	case !text2(before) || !text2(after): // below a header patch would make it, empty, or delete it
+		return a.put("Binary files %s and %s differ\n", oldName, newName)
+	case ch.Kind == snapshot.ChangeDeleted && len(before) == 0: // patch would ask whether it is reversed
+		return a.put("Empty file %s deleted\n", printable(ch.Path))
 	}
 	d := diff.Diff(oldName, before, newName, after)
 	if i := bytes.Index(d, []byte("\n--- ")); i >= 0 {
 		d = d[i+1:] // without the library's own header
 	}
-	_, err = fmt.Fprintf(a.out, "%s%s", header, d)
+	return a.put("%s%s", header, d)
+}
+
+func (a *app) put(format string, args ...any) error {
+	_, err := fmt.Fprintf(a.out, format, args...)
 	return err
+}
+
+// gitMode is what git knows of a mode.
+func gitMode(ch snapshot.Change) uint32 {
+	if ch.Type == snapshot.TypeSymlink {
+		return unix.S_IFLNK
+	}
+	return unix.S_IFREG | ch.Mode&0o777
 }
 
 func readLimited(r io.ReadCloser, err error) ([]byte, error) {

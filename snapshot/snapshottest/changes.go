@@ -37,15 +37,29 @@ func (r *rig) checkChanges(below, layers []snapshot.LayerID) {
 	if wrong := wrongChanges(before.tree, after.tree, got, r.plain.splits); wrong != "" {
 		r.t.Fatalf("Changes from %s to %s:\n%s", r.names(below), r.names(slices.Concat(below, layers)), wrong)
 	}
+	d, ok := r.d.(snapshot.Renamer)
+	if !ok {
+		return
+	}
+	got = nil
+	r.must("ChangesByPath", d.ChangesByPath(r.ctx(), below, layers, into(&got)))
+	wrong := wrongChanges(before.tree, after.tree, got, r.plain.splits)
+	if wrong != "" || slices.ContainsFunc(got, func(c snapshot.Change) bool { return c.Kind == snapshot.ChangeRenamed }) {
+		r.t.Fatalf("ChangesByPath from %s to %s:\n%s\n%v", r.names(below), r.names(slices.Concat(below, layers)), wrong, got)
+	}
 }
 
 func changes(ctx context.Context, d snapshot.Driver, below, layers []snapshot.LayerID) ([]snapshot.Change, error) {
 	var all []snapshot.Change
-	err := d.Changes(ctx, below, layers, func(c snapshot.Change) error {
-		all = append(all, c)
-		return nil
-	})
+	err := d.Changes(ctx, below, layers, into(&all))
 	return all, err
+}
+
+func into(all *[]snapshot.Change) func(snapshot.Change) error {
+	return func(c snapshot.Change) error {
+		*all = append(*all, c)
+		return nil
+	}
 }
 
 // wrongChanges tells what is wrong with a driver's list of changes, "" if
@@ -130,7 +144,7 @@ func wrongSplit(before, after treecmp.Picture, c snapshot.Change, splits bool) [
 }
 
 func told(c snapshot.Change) string {
-	s := fmt.Sprintf("%s %q type %s mode %04o owner %d:%d size %d", c.Kind, c.Path, c.Type, c.Mode, c.UID, c.GID, c.Size)
+	s := fmt.Sprintf("%s %q type %s%s mode %04o owner %d:%d size %d", c.Kind, c.Path, c.Was, c.Type, c.Mode, c.UID, c.GID, c.Size)
 	if c.From != "" {
 		s += fmt.Sprintf(" from %q", c.From)
 	}
@@ -199,7 +213,11 @@ func difference(before, after treecmp.Picture) map[string]snapshot.Change {
 		case !still:
 			all[path] = changeOf(path, snapshot.ChangeDeleted, b)
 		case kindOf(b, a) != "":
-			all[path] = changeOf(path, kindOf(b, a), a)
+			c := changeOf(path, kindOf(b, a), a)
+			if c.Kind == snapshot.ChangeType {
+				c.Was = snapshot.FileType(b.Type)
+			}
+			all[path] = c
 		}
 	}
 	for path, a := range after {

@@ -36,8 +36,10 @@ What others changed between the commands is kept: it stays in the tree, on top o
 what the rollback goes back to. Where that cannot be, since a command changed the
 same paths, the rollback is refused and names them. --drift drop drops what others
 changed as well, --drift refuse refuses if there is any. A tree that running
-processes hold is refused too, and they are named. Processes that go on with files
-that were undone are named afterwards; --restart-stale restarts their services.
+processes hold is put back in place, and they are named: what they have open stays
+the old file. With --on-pinned share or refuse the rollback is refused instead, and
+with stop they are ended first. Processes that go on with files that were undone are
+named afterwards; --restart-stale restarts their services.
 
 Exit status: 0 done; 1 refused or failed, and the tree is as it was; 2 usage.`,
 		ValidArgsFunction: a.completeID(false),

@@ -237,9 +237,16 @@ func TestProbe(t *testing.T) {
 	tree, state := filepath.Join(dir, "tree"), filepath.Join(dir, "state")
 	must(t, os.Mkdir(tree, 0o755))
 	script(t, tree, `head -c 10M /dev/urandom >f`)
+	before := picture(t, tree)
 	if ok, why := snapshot.Usable(fallback.Probe(tree, state)); !ok {
 		t.Error(why)
 	}
+	diff(t, before, picture(t, tree))
+	script(t, dir, `mount --bind tree tree && mount -o remount,bind,ro tree`)
+	if ok, why := snapshot.Usable(fallback.Probe(tree, state)); ok || !strings.Contains(why, "read-only") {
+		t.Errorf("read-only: usable %v: %s", ok, why)
+	}
+	script(t, dir, `umount tree`)
 	script(t, tree, `head -c 30M /dev/urandom >g`)
 	if ok, why := snapshot.Usable(fallback.Probe(tree, state)); ok || !strings.Contains(why, "40.0 MiB") {
 		t.Errorf("usable %v: %s", ok, why)

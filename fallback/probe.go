@@ -98,6 +98,7 @@ func (p *probe) tree(tree, state, near string) {
 	if err != nil {
 		return
 	}
+	p.add("restore", true, tryMake(root), "files can be made where the tree is")
 	err = errors.New("blocks cannot be shared between tree and state")
 	if d.clones(root.fd) {
 		err = nil
@@ -112,6 +113,25 @@ func (p *probe) tree(tree, state, near string) {
 	for _, text := range losses(s.entries()) {
 		p.add("everything", false, errors.New(text), "")
 	}
+}
+
+// tryMake makes a file in the tree that never has a name, so that not even the
+// directory's time tells of it (open(2), O_TMPFILE). What cannot be tried so is no
+// error: a filesystem without such files; overlayfs, which would copy the directory up;
+// a directory whose owner may yet let himself write to it.
+func tryMake(root beneath) error {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(root.fd, &st); err != nil || st.Type == unix.OVERLAYFS_SUPER_MAGIC {
+		return err
+	}
+	fd, err := openAt(root.fd, ".", unix.O_TMPFILE|unix.O_WRONLY, 0o600)
+	switch {
+	case err == nil:
+		return unix.Close(fd)
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EACCES) && os.Geteuid() != 0:
+		return nil
+	}
+	return fmt.Errorf("make a file in the tree: %w", err)
 }
 
 func tryDevice(dir string) error {

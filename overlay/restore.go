@@ -338,7 +338,7 @@ func (r *restore) remove(at *os.File, was *entry, name, path string) (bool, erro
 			return true, err
 		}
 		for n := range names {
-			f, err := was.dir.lookup(n, false)
+			f, err := was.dir.lookup(n, true)
 			if err == nil && f != nil {
 				_, err = r.remove(sub, f, n, join(path, n))
 			}

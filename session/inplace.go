@@ -31,6 +31,7 @@ func (s *Session) goInPlace(ctx context.Context, from, to snapshot.Head, u *Undo
 	if err := s.restore(ctx, false); err != nil {
 		err = noRoom(err)
 		back := from
+		back.Stands = to.Stands // the open layer has been written to
 		back.Restoring = &snapshot.Restoring{From: to.Snapshot}
 		err = errors.Join(err, s.move(back))
 		return errors.Join(err, s.restore(ctx, true))

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"deployx/internal/crash"
 	"deployx/internal/treecmp"
 	"deployx/snapshot"
 )
@@ -238,4 +239,61 @@ func TestSealedAlternates(t *testing.T) {
 		}
 		r.same("back", points[i].p)
 	}
+}
+
+// TestSealedAttributes: what a command changed the attributes of alone, in a directory
+// that goes, is put back in place like the rest.
+func TestSealedAttributes(t *testing.T) {
+	onLayouts(t, func(t *testing.T, r *rig) {
+		r.run("cd $DEPLOYX_TREE")
+		start := picture(t, r.tree)
+		first, _ := r.run("mkdir d; echo 1 > d/f; echo 2 > d/g")
+		r.run("chmod 600 d/f d/g")
+		end := picture(t, r.tree)
+		defer hold(t, r.tree).end()
+		u := r.rollback(first.Snapshot.ID)
+		if !u.InPlace {
+			t.Error("not in place")
+		}
+		r.same("rolled back", start)
+		if err := redo(r); err != nil {
+			t.Fatal(err)
+		}
+		r.same("redone", end)
+	})
+}
+
+// TestSealedRefusedOnce: a rollback in place that was taken back, for somebody wrote in
+// the last moment, can be tried again.
+func TestSealedRefusedOnce(t *testing.T) {
+	onLayouts(t, func(t *testing.T, r *rig) {
+		r.strict = false // it is told that what others wrote stays
+		r.run("cd $DEPLOYX_TREE; echo 0 > f; echo 0 > g")
+		start := picture(t, r.tree)
+		one, _ := r.run("echo 1 > f; echo 1 > g")
+		f := filepath.Join(r.tree, "f")
+		was, err := os.Stat(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer hold(t, r.tree).end()
+		off := crash.SetHook(func(p string) {
+			if p == "session.rolled" {
+				r.put("f", "theirs")
+			}
+		})
+		_, err = r.Rollback(context.Background(), Target{ID: one.Snapshot.ID}, RollbackOptions{})
+		off()
+		if snapshot.CodeOf(err) != snapshot.CodeDriftConflict {
+			t.Fatalf("it ended with: %v", err)
+		}
+		r.put("f", "1\n")
+		if err := os.Chtimes(f, was.ModTime(), was.ModTime()); err != nil {
+			t.Fatal(err)
+		}
+		if u := r.rollback(one.Snapshot.ID); !u.InPlace {
+			t.Error("not in place")
+		}
+		r.same("rolled back", start)
+	})
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"deployx/internal/crash"
+	"deployx/internal/durable"
 	"deployx/snapshot"
 )
 
@@ -63,6 +64,10 @@ func (c *commit) sibling(e *entry, to target) error {
 			return err
 		}
 		if err := aside.replica(e); err != nil {
+			return errors.Join(err, aside.remove())
+		}
+		// Who goes on after a power cut trusts what has this name.
+		if err := durable.SyncFiles(aside.path()); err != nil {
 			return errors.Join(err, aside.remove())
 		}
 		crash.Point("overlay.commit.copied")

@@ -134,7 +134,11 @@ func (d *Driver) prepare(ctx context.Context, v snapshot.View, shown snapshot.La
 			return undo, err
 		}
 	}
-	if !d.ready.matches(v) {
+	had := false // after a boot it may have what others have written
+	if shown == "" {
+		had, err = exists(d.dir(v.Open, "u"))
+	}
+	if err == nil && !d.ready.matches(v) {
 		err = d.create(v)
 	}
 	if err != nil {
@@ -149,7 +153,10 @@ func (d *Driver) prepare(ctx context.Context, v snapshot.View, shown snapshot.La
 	unbind := undo
 	undo = func() error {
 		_, err := d.unseal(sealed)
-		return errors.Join(err, d.Discard(context.Background(), v.Open), unbind())
+		if !had {
+			err = errors.Join(err, d.Discard(context.Background(), v.Open))
+		}
+		return errors.Join(err, unbind())
 	}
 	if err != nil {
 		err = errors.Join(fmt.Errorf("seal layer: %w", err), undo())

@@ -183,17 +183,14 @@ func (d *Driver) resume(ctx context.Context, v snapshot.View, shown snapshot.Lay
 	switch {
 	case err != nil:
 		return shown, err
-	case shown != note.To && note.Steps == nil: // nothing was changed, and the layer is as good as any
+	case shown != "" && shown != note.To && note.Steps == nil: // nothing was changed, and the layer is as good as any
 		return shown, g.settle()
-	case shown != note.To:
-		err = g.showOld()
+	case shown != note.To: // others may have written to the old view for long, and would find that covered
+		if err := g.showOld(); err != nil {
+			return shown, err // the next one tries again
+		}
 	}
-	if err != nil {
-		err = g.keep(err)
-	} else {
-		err = g.finish(nil)
-	}
-	if err == nil {
+	if err = g.finish(nil); err == nil {
 		err = d.toTrash(d.dir(v.Open, ""))
 	}
 	if err == nil {

@@ -464,23 +464,14 @@ func dieGoingBack(t *testing.T, point string, boot bool) {
 	dir := t.TempDir()
 	sh(t, dir, "mkdir rig plain")
 	backChild(t, dir, point)
-	r := &swapRig{t: t, tree: filepath.Join(dir, "rig", "srv", "app")}
-	b, err := os.ReadFile(filepath.Join(dir, "view"))
-	if err == nil {
-		err = json.Unmarshal(b, &r.v)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := killedRig(t, dir)
 	defer r.unmount(dir)
 	sh(t, r.tree, "until grep -q surprised kept; do sleep 0.01; done") // he ends with who was killed
 	if boot {
 		r.unmount(dir)
 	}
 	for range 2 {
-		if r.d, err = New(Options{Tree: r.tree, State: filepath.Join(dir, "rig", "state")}); err != nil {
-			t.Fatal(err)
-		}
+		r.reopen(dir)
 		r.d.OnWait(func(s string) { t.Error(s) })
 		r.show()
 		sameTrees(t, filepath.Join(dir, "plain"), r.tree)
@@ -495,6 +486,28 @@ func dieGoingBack(t *testing.T, point string, boot bool) {
 	}
 	if err := r.d.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// killedRig is the rig of a child that was killed.
+func killedRig(t *testing.T, dir string) *swapRig {
+	t.Helper()
+	r := &swapRig{t: t, tree: filepath.Join(dir, "rig", "srv", "app")}
+	b, err := os.ReadFile(filepath.Join(dir, "view"))
+	if err == nil {
+		err = json.Unmarshal(b, &r.v)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func (r *swapRig) reopen(dir string) {
+	r.t.Helper()
+	var err error
+	if r.d, err = New(Options{Tree: r.tree, State: filepath.Join(dir, "rig", "state")}); err != nil {
+		r.t.Fatal(err)
 	}
 }
 

@@ -1,0 +1,87 @@
+package overlay
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"deployx/internal/testns"
+)
+
+// TestGoBackUsed: killed when the old view was shown again, and booted after it was used
+// for long: what was written to it since is there, and so is what the other one took.
+func TestGoBackUsed(t *testing.T) {
+	testns.Need(t)
+	for _, at := range []string{"overlay.back.shown:1", "overlay.back.noted:1"} {
+		t.Run(at, func(t *testing.T) { usedSince(t, at) })
+	}
+}
+
+func usedSince(t *testing.T, at string) {
+	dir := t.TempDir()
+	sh(t, dir, "mkdir rig plain")
+	backChild(t, dir, at)
+	r := killedRig(t, dir)
+	defer r.unmount(dir)
+	plain := filepath.Join(dir, "plain")
+	sh(t, r.tree, "until grep -q surprised kept; do sleep 0.01; done") // he ends with who was killed
+	const since = "seq 1000 >> log; echo s > since"
+	sh(t, r.tree, since)
+	if at == "overlay.back.noted:1" {
+		sh(t, plain, since) // the new view is shown
+	} else {
+		sh(t, plain, "(echo 1; seq 1000; echo 2; echo 3) > log; echo s > since")
+	}
+	r.unmount(dir)
+	for range 2 {
+		r.reopen(dir)
+		r.d.OnWait(func(s string) { t.Error(s) })
+		r.show()
+		sameTrees(t, plain, r.tree)
+		if err := r.d.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestGoBackRetried: where the old view cannot be shown after a boot, nothing is given
+// up, and it is tried again.
+func TestGoBackRetried(t *testing.T) {
+	testns.Need(t)
+	dir := t.TempDir()
+	sh(t, dir, "mkdir rig plain")
+	backChild(t, dir, "overlay.back.carrying:5")
+	r := killedRig(t, dir)
+	defer r.unmount(dir)
+	sh(t, r.tree, "until grep -q surprised kept; do sleep 0.01; done") // he ends with who was killed
+	r.unmount(dir)
+	r.reopen(dir)
+	r.d.OnWait(func(s string) { t.Error(s) })
+	note, err := r.d.readBack(r.v.Open)
+	if err != nil {
+		t.Fatal(err)
+	}
+	below, err := r.d.standsOn(note.To)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := below[0].dir
+	if err := os.Rename(gone, gone+".gone"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.d.Show(context.Background(), r.v); err == nil {
+		t.Error("a view was shown that cannot be")
+	}
+	if err := os.Rename(gone+".gone", gone); err != nil {
+		t.Fatal(err)
+	}
+	r.show()
+	sameTrees(t, filepath.Join(dir, "plain"), r.tree)
+	if err := r.d.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(filepath.Join(r.d.layers, "aside", string(r.v.Open))); err == nil {
+		t.Error("it was put aside")
+	}
+}

@@ -119,7 +119,7 @@ func (g *goBack) finish(err error) error {
 	if e = errors.Join(e, g.carryAll()); e == nil && err == nil && len(g.left) == 0 {
 		return g.settle()
 	}
-	return g.keep(errors.Join(err, e))
+	return g.keep(errors.Join(err, e, g.putBack()))
 }
 
 // settle takes the note away: the layer can be given up.

@@ -221,18 +221,51 @@ func (g *goBack) putDown(at *os.File, name string, i int, s backStep, goal *entr
 	if !g.onWay(i) { // done before, or it was not taken away
 		return nil
 	}
-	root := int(g.r.root.Fd())
 	err := g.makeRoom(at, name, s)
 	if err == nil {
-		err = unix.Renameat2(root, g.way(i), int(at.Fd()), name, unix.RENAME_NOREPLACE)
+		err = unix.Renameat2(int(g.r.root.Fd()), g.way(i), int(at.Fd()), name, unix.RENAME_NOREPLACE)
 	}
 	if err != nil {
-		return errors.Join(err, g.at(s.From, func(at *os.File, name string) error {
-			return unix.Renameat2(root, g.way(i), int(at.Fd()), name, unix.RENAME_NOREPLACE)
-		}))
+		return errors.Join(err, g.name(i, s.From))
 	}
 	crash.Point("overlay.back.put")
 	return g.dress(at, name, goal)
+}
+
+// putBack gives what is still on its way its old name again, or where that cannot be
+// its new one, parents first: nobody would find it where it is.
+func (g *goBack) putBack() error {
+	var order []int
+	for i, s := range g.note.Steps {
+		if s.From != "" {
+			order = append(order, i)
+		}
+	}
+	if len(order) == 0 {
+		return nil
+	}
+	root, err := g.d.openShown()
+	if err != nil {
+		return err
+	}
+	defer root.Close() //nolint:errcheck // read only
+	g.r.root = root
+	slices.SortFunc(order, func(i, j int) int { return strings.Compare(g.note.Steps[i].From, g.note.Steps[j].From) })
+	for _, i := range order {
+		if s := g.note.Steps[i]; g.onWay(i) && g.name(i, s.From) != nil {
+			if err := g.name(i, s.Path); err != nil {
+				g.tell(s.From, fmt.Errorf("it is in the tree as %q now: %w", g.way(i), err))
+			}
+		}
+	}
+	return nil
+}
+
+// name gives what a step has taken away a name that is free.
+func (g *goBack) name(step int, path string) error {
+	return g.at(path, func(at *os.File, name string) error {
+		return unix.Renameat2(int(g.r.root.Fd()), g.way(step), int(at.Fd()), name, unix.RENAME_NOREPLACE)
+	})
 }
 
 // makeRoom removes what stands in the way.

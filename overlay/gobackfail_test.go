@@ -4,10 +4,32 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"deployx/internal/testns"
 )
+
+// TestGoBackMoved: a directory that was moved in the view which is taken back has its
+// old name again where the way back ends before it is put down.
+func TestGoBackMoved(t *testing.T) {
+	testns.Need(t)
+	r := newSwapRig(t, Options{})
+	sh(t, r.tree, "mkdir -p data/in; echo here > data/in/f")
+	r.beforeSurprise(t.TempDir())
+	var said []string
+	r.d.OnWait(func(s string) { said = append(said, s) })
+	r.hook = func(at string) {
+		if at == "overlay.back.cleared" { // the note cannot be written any more
+			sh(t, r.d.layers, "for back in */back; do mkdir -p $back.tmp; done")
+		}
+	}
+	r.surprise("kept", func() { sh(t, r.tree, "mv data data2; mv data2/in in") }).end(t)
+	if len(said) != 1 || !strings.Contains(said[0], "is a directory") {
+		t.Errorf("%q", said)
+	}
+	sh(t, r.tree, `[ "$(cat data/in/f)" = here ]; ! ls -a | grep deployx`)
+}
 
 // TestGoBackUsed: killed when the old view was shown again, and booted after it was used
 // for long: what was written to it since is there, and so is what the other one took.

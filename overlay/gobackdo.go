@@ -58,12 +58,23 @@ func (g *goBack) carryAll() (err error) {
 			return err
 		}
 	}
-	for i, s := range g.note.Steps {
-		crash.Point("overlay.back.carrying")
-		g.tell(s.Path, g.place(i, s))
-	}
+	g.placeAll()
 	crash.Point("overlay.back.carried")
 	return durable.SyncFilesystem(g.d.layers)
+}
+
+func (g *goBack) placeAll() {
+	var dirs []string
+	for i, s := range g.note.Steps {
+		crash.Point("overlay.back.carrying")
+		err := g.place(i, s)
+		if g.tell(s.Path, err); err == nil && s.Type == snapshot.TypeDir && s.From == "" && (s.Kind == snapshot.ChangeAdded || s.Kind == snapshot.ChangeType) {
+			dirs = append(dirs, s.Path)
+		}
+	}
+	for _, path := range slices.Backward(dirs) { // what came into them has changed their times
+		g.tell(path, g.putTimes(path))
+	}
 }
 
 // recall takes over what was seen before the old view was shown again: since then
@@ -324,6 +335,24 @@ func (g *goBack) mkdir(at *os.File, name string, s backStep, goal *entry) error 
 	}
 	crash.Point("overlay.back.made")
 	return g.dress(at, name, goal)
+}
+
+func (g *goBack) putTimes(path string) error {
+	from, err := openBelow(g.from, path, unix.O_PATH)
+	if err != nil {
+		return err
+	}
+	defer from.Close() //nolint:errcheck // O_PATH
+	st, err := statxAt(int(from.Fd()), "")
+	if err != nil {
+		return err
+	}
+	to, err := openBelow(g.r.root, path, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer to.Close() //nolint:errcheck // O_PATH
+	return putTimesBack(to, &st)
 }
 
 // holdings are files that somebody has open for writing, or otherwise holds.

@@ -31,6 +31,21 @@ func TestGoBackMoved(t *testing.T) {
 	sh(t, r.tree, `[ "$(cat data/in/f)" = here ]; ! ls -a | grep deployx`)
 }
 
+// TestGoBackTimes: a directory that was made has the time that it had, whatever was
+// carried into it.
+func TestGoBackTimes(t *testing.T) {
+	testns.Need(t)
+	r := newSwapRig(t, Options{})
+	sh(t, r.tree, "touch turn")
+	r.beforeSurprise(t.TempDir())
+	r.d.OnWait(func(s string) { t.Error(s) })
+	r.surprise("kept", func() {
+		sh(t, r.tree, `mkdir -p new/er; echo f > new/er/f; touch -d @7 new/er; touch -d @8 new
+			rm turn; mkdir turn; echo in > turn/in; touch -d @9 turn`)
+	}).end(t)
+	sh(t, r.tree, `[ "$(stat -c %Y new new/er turn | xargs)" = "8 7 9" ]`)
+}
+
 // TestGoBackUsed: killed when the old view was shown again, and booted after it was used
 // for long: what was written to it since is there, and so is what the other one took.
 func TestGoBackUsed(t *testing.T) {

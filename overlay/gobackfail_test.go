@@ -31,6 +31,38 @@ func TestGoBackMoved(t *testing.T) {
 	sh(t, r.tree, `[ "$(cat data/in/f)" = here ]; ! ls -a | grep deployx`)
 }
 
+// TestGoBackOverFull: a file that was written over in place, where there is not enough
+// room for what it has become, stays as it was, and takes no more room than before.
+func TestGoBackOverFull(t *testing.T) {
+	testns.Need(t)
+	dir := testns.NewImage(t, testns.ImageOptions{}).Dir
+	r := newSwapRigIn(t, dir, Options{})
+	sh(t, r.tree, "head -c 200000 /dev/zero | tr '\\0' A > db")
+	r.beforeSurprise(t.TempDir())
+	var said []string
+	r.d.OnWait(func(s string) { said = append(said, s) })
+	full := false
+	r.hook = func(at string) {
+		if at == "overlay.back.carrying" && !full {
+			full = true
+			sh(t, dir, "head -c 300K /dev/zero > spare; while head -c 1M /dev/zero >> fill; do :; done 2> /dev/null; sync -f .; rm spare; sync -f .")
+		}
+	}
+	p := r.surprise("kept", func() {
+		sh(t, r.tree, "head -c 900000 /dev/zero | tr '\\0' B | dd of=db conv=notrunc bs=100k status=none")
+	})
+	if len(said) != 1 || !strings.Contains(said[0], `"db" (`) || !strings.Contains(said[0], "no space left") {
+		t.Errorf("%q", said)
+	}
+	sh(t, dir, "rm fill")
+	p.end(t)
+	sh(t, r.tree, `[ "$(tr -d A < db | wc -c) $(stat -c %s db)" = "0 200000" ]; sync db; [ $(stat -c %b db) -lt 500 ]`)
+	sh(t, r.d.layers, `[ "$(tr -d B < $(echo aside/*/u/app/db) | wc -c) $(stat -c %s aside/*/u/app/db)" = "0 900000" ]`)
+	if err := r.d.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestGoBackTimes: a directory that was made has the time that it had, whatever was
 // carried into it.
 func TestGoBackTimes(t *testing.T) {
@@ -44,6 +76,23 @@ func TestGoBackTimes(t *testing.T) {
 			rm turn; mkdir turn; echo in > turn/in; touch -d @9 turn`)
 	}).end(t)
 	sh(t, r.tree, `[ "$(stat -c %Y new new/er turn | xargs)" = "8 7 9" ]`)
+}
+
+// TestGoBackHoles: files have the holes that they had.
+func TestGoBackHoles(t *testing.T) {
+	testns.Need(t)
+	r := newSwapRig(t, Options{})
+	sh(t, r.tree, "echo 1 > grown; head -c 8M /dev/zero | tr '\\0' z > dug")
+	r.beforeSurprise(t.TempDir())
+	r.d.OnWait(func(s string) { t.Error(s) })
+	r.surprise("kept", func() {
+		sh(t, r.tree, `truncate -s 20M grown; echo end >> grown; fallocate -p -o 1M -l 6M dug; truncate -s 30M dug; echo end >> dug`)
+	}).end(t)
+	sh(t, r.tree, `[ $(stat -c %s grown) = $((20 * 1024 * 1024 + 4)) ]; [ "$(tr -d '\0' < grown)" = "1
+end" ]
+		[ $(stat -c %s dug) = $((30 * 1024 * 1024 + 4)) ]; [ "$(tr -d '\0' < dug | wc -c)" = $((2 * 1024 * 1024 + 4)) ]; [ "$(tail -c 4 dug)" = end ]
+		cmp -n 1048576 dug <(head -c 1M /dev/zero | tr '\0' z)
+		sync grown dug; [ $(stat -c %b grown) -lt 256 ]; [ $(stat -c %b dug) -lt 4500 ]`)
 }
 
 // TestGoBackUsed: killed when the old view was shown again, and booted after it was used

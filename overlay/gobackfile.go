@@ -85,11 +85,11 @@ func (g *goBack) into(at *os.File, name string, s backStep, goal *entry) error {
 		return nil
 	case appended:
 		crash.Point("overlay.back.append")
-		_, err = io.Copy(to, io.NewSectionReader(from, size, more))
+		err = appendParts(from, to, size, goal.st.Size)
 		crash.Point("overlay.back.appended")
 		return err
 	case g.note.Writing == s.Path, s.Seen.Sure && st.Size == size && st.Mtim == s.Seen.Mtime:
-		return g.over(from, to, s)
+		return g.over(from, to, s, goal.st.Size)
 	}
 	return errChanged
 }
@@ -110,18 +110,34 @@ func (g *goBack) appendedBefore(from, to *os.File, size, more int64) bool {
 	return false
 }
 
-// over writes a file over in its place, and notes that it does.
-func (g *goBack) over(from, to *os.File, s backStep) error {
-	g.note.Writing = s.Path
-	if err := g.save(); err != nil {
+// over writes a file over in its place, and notes that it does. Where there is no room
+// for it nothing is changed.
+func (g *goBack) over(from, to *os.File, s backStep, size int64) error {
+	var was unix.Stat_t
+	if err := unix.Fstat(int(to.Fd()), &was); err != nil {
 		return err
+	}
+	err := reserve(from, to, size)
+	if err == nil {
+		g.note.Writing = s.Path
+		err = g.save()
+	}
+	if err != nil {
+		g.note.Writing = ""
+		return errors.Join(err, giveBack(to, &was))
 	}
 	w, err := openAt(unix.AT_FDCWD, fdName(to), unix.O_WRONLY)
 	if err != nil {
 		return err
 	}
 	defer w.Close() //nolint:errcheck // a sync follows
-	size, err := io.Copy(w, io.NewSectionReader(from, 0, 1<<62))
+	err = parts(from, 0, size, func(at, end int64, hole bool) error {
+		if hole && unix.Fallocate(int(w.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, end-at) == nil {
+			return nil
+		}
+		_, err := io.Copy(io.NewOffsetWriter(w, at), io.NewSectionReader(from, at, end-at))
+		return err
+	})
 	crash.Point("overlay.back.over")
 	if err == nil {
 		err = w.Truncate(size)

@@ -45,7 +45,7 @@ func (g *goBack) plan() ([]backStep, error) {
 	if err != nil || len(changes) == 0 {
 		return nil, err
 	}
-	p := planning{}
+	p := planning{moved: map[string]bool{}}
 	if p.after, err = g.d.view(g.note.Below, []snapshot.LayerID{g.open}); err != nil {
 		return nil, err
 	}
@@ -60,7 +60,7 @@ func (g *goBack) plan() ([]backStep, error) {
 		}
 	}
 	p.steps = slices.DeleteFunc(p.steps, func(s backStep) bool { // it is not gone
-		return s.Kind == snapshot.ChangeDeleted && slices.ContainsFunc(p.steps, func(t backStep) bool { return t.From == s.Old })
+		return s.Kind == snapshot.ChangeDeleted && p.moved[s.Old]
 	})
 	return p.steps, nil
 }
@@ -81,12 +81,14 @@ func (g *goBack) oldView() (*merged, error) {
 type planning struct {
 	after, old *merged
 	steps      []backStep
+	dirs       []backStep // those of them that move a directory
+	moved      map[string]bool
 }
 
 // before is a path as it was below the new layer.
 func (p *planning) before(path string) string {
-	for _, s := range slices.Backward(p.steps) {
-		if rest, ok := strings.CutPrefix(path, s.Path+"/"); ok && s.From != "" {
+	for _, s := range slices.Backward(p.dirs) {
+		if rest, ok := strings.CutPrefix(path, s.Path+"/"); ok {
 			return join(s.From, rest)
 		}
 	}
@@ -119,6 +121,12 @@ func (p *planning) add(c snapshot.Change) error {
 		s.Seen, err = look(e, old)
 	}
 	p.steps = append(p.steps, s)
+	if s.From != "" {
+		p.moved[s.From] = true
+	}
+	if s.From != "" && s.Type == snapshot.TypeDir {
+		p.dirs = append(p.dirs, s)
+	}
 	return err
 }
 

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -50,7 +51,8 @@ type goBack struct {
 	r    restore
 	from *os.File // the tree's root in the new layer
 	held holdings
-	left []string // could not be carried, and why
+	due  time.Time // when these are looked for again
+	left []string  // could not be carried, and why
 }
 
 func (d *Driver) backFile(open snapshot.LayerID) string { return d.dir(open, "back") }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -48,7 +49,7 @@ func (g *goBack) carryAll() (err error) {
 	}
 	defer root.Close() //nolint:errcheck // read only
 	g.r = restore{ctx: g.ctx, root: root, links: map[inode]string{}}
-	if g.held, err = g.d.holdings(); err != nil {
+	if err = g.lookAgain(); err != nil {
 		return err
 	}
 	if !g.note.Cleared {
@@ -153,7 +154,7 @@ func now(at *os.File, name string) (*entry, error) {
 // free tells whether what stands in the way may go: it is what the new view saw,
 // nobody has touched it since, and nobody will write to it.
 func (g *goBack) free(s backStep, e *entry) bool {
-	return s.Free && compareTimes(e.st.Ctim, g.note.Since) < 0 && !g.held[inode{e.st.Dev, e.st.Ino}]
+	return s.Free && compareTimes(e.st.Ctim, g.note.Since) < 0 && !g.holds(inode{e.st.Dev, e.st.Ino})
 }
 
 func (g *goBack) remove(at *os.File, name string, s backStep) error {
@@ -357,6 +358,22 @@ func (g *goBack) putTimes(path string) error {
 
 // holdings are files that somebody has open for writing, or otherwise holds.
 type holdings map[inode]bool
+
+// holds tells whether somebody holds a file, as was seen a moment ago: to carry large
+// files takes longer. If it cannot be told he does.
+func (g *goBack) holds(id inode) bool {
+	if time.Now().After(g.due) && g.lookAgain() != nil {
+		return true
+	}
+	return g.held[id]
+}
+
+func (g *goBack) lookAgain() (err error) {
+	start := time.Now()
+	g.held, err = g.d.holdings()
+	g.due = time.Now().Add(max(50*time.Millisecond, 10*time.Since(start))) // a tenth of the time is for looking
+	return err
+}
 
 func (d *Driver) holdings() (holdings, error) {
 	sub, err := d.submountsNow()

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"deployx/internal/testns"
 )
@@ -61,6 +62,33 @@ func TestGoBackOverFull(t *testing.T) {
 	if err := r.d.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestGoBackOpened: who opens a file of the old view for writing while others are being
+// carried keeps it in the tree.
+func TestGoBackOpened(t *testing.T) {
+	testns.Need(t)
+	r := newSwapRig(t, Options{})
+	r.beforeSurprise(t.TempDir())
+	var said []string
+	r.d.OnWait(func(s string) { said = append(said, s) })
+	var late *player
+	r.hook = func(at string) {
+		if at == "overlay.back.carrying" && late == nil {
+			late = play(t, "surprised-d/log", r.tree)
+			time.Sleep(2 * time.Second) // it takes this long
+		}
+	}
+	r.surprise("kept", func() { sh(t, r.tree, "echo new > log.new; mv log.new d/log") }).end(t)
+	if said := late.end(t); said != "ok" {
+		t.Error(said)
+	}
+	if len(said) != 1 || !strings.HasSuffix(said[0], `: "d/log" (changed in both views)`) {
+		t.Errorf("%q", said)
+	}
+	sh(t, r.tree, `[ "$(cat d/log)" = "1
+1
+surprised" ]`)
 }
 
 // TestGoBackTimes: a directory that was made has the time that it had, whatever was

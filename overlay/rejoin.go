@@ -100,7 +100,7 @@ var errOther = errors.New("somebody else has changed it")
 
 // relink makes path another name of to. Both are looked at through the mount before.
 func (d *Driver) relink(c *comparison, root *os.File, open snapshot.LayerID, to, path string) error {
-	from, err := c.shownAs(root, to)
+	from, err := c.shownAs(root, to, nil)
 	if err != nil {
 		return err
 	}
@@ -122,9 +122,9 @@ func (d *Driver) relink(c *comparison, root *os.File, open snapshot.LayerID, to,
 	if err = unix.Linkat(unix.AT_FDCWD, fdName(from), int(dir.Fd()), l.tmp, unix.AT_SYMLINK_FOLLOW); err == nil {
 		crash.Point("overlay.relink.linked")
 		var old *os.File
-		if old, err = c.shownAs(root, path); err == nil { // as late as can be
+		if old, err = c.shownAs(root, path, lease); err == nil { // as late as can be
 			err = unix.Renameat(int(dir.Fd()), l.tmp, int(dir.Fd()), filepath.Base(path))
-			old.Close() //nolint:errcheck // O_PATH
+			old.Close() //nolint:errcheck // the lease goes with it
 		}
 	}
 	crash.Point("overlay.relink.renamed")
@@ -139,8 +139,24 @@ func (d *Driver) relink(c *comparison, root *os.File, open snapshot.LayerID, to,
 	return err
 }
 
-// shownAs opens what the tree shows at path, if that is what the layers have there.
-func (c *comparison) shownAs(root *os.File, path string) (*os.File, error) {
+// lease opens f, a regular file, anew, while nobody has it open for writing: the kernel
+// has who opens it so wait until that is closed (fcntl(2), F_SETLEASE). He goes on with
+// the file that he found, so it is not to be kept for long.
+func lease(f *os.File) (*os.File, error) {
+	r, err := openAt(unix.AT_FDCWD, fdName(f), unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := unix.FcntlInt(r.Fd(), unix.F_SETLEASE, unix.F_RDLCK); err != nil {
+		r.Close()            //nolint:errcheck // read only
+		return nil, errOther // or leases cannot be had, and it is not known
+	}
+	return r, nil
+}
+
+// shownAs opens what the tree shows at path, if that is what the layers have there; by
+// a lease, if that is given.
+func (c *comparison) shownAs(root *os.File, path string, lease func(*os.File) (*os.File, error)) (*os.File, error) {
 	e, err := c.after.resolve(path, false)
 	if err != nil {
 		return nil, err
@@ -155,6 +171,14 @@ func (c *comparison) shownAs(root *os.File, path string) (*os.File, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if lease != nil {
+		leased, err := lease(f)
+		f.Close() //nolint:errcheck // O_PATH
+		if err != nil {
+			return nil, err
+		}
+		f = leased
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {

@@ -83,6 +83,36 @@ func TestRejoinCrash(t *testing.T) {
 	}
 }
 
+// TestRejoinOpened: a name that somebody has opened for writing, since it was looked for
+// such, is left to him.
+func TestRejoinOpened(t *testing.T) {
+	testns.Need(t)
+	for _, name := range []string{"a2", "d/e/a3"} { // as it was, and changed alike
+		r, _ := newPartedRig(t, true, false, "chmod 600 a; sleep 0.02; chmod 600 d/e/a3; sleep 0.02; chmod 600 a")
+		var opened *os.File
+		restore := crash.SetHook(func(p string) {
+			if p != "overlay.relink.linked" || opened != nil {
+				return
+			}
+			var err error
+			opened, err = os.OpenFile(filepath.Join(r.tree, name), os.O_WRONLY|os.O_APPEND, 0)
+			r.must(err)
+		})
+		_, err := r.d.Rejoin(context.Background(), r.v)
+		restore()
+		r.must(err)
+		_, err = opened.WriteString("late\n")
+		r.must(err)
+		r.must(opened.Close())
+		if b, err := os.ReadFile(filepath.Join(r.tree, name)); err != nil || string(b) != "a\nlate\n" {
+			t.Errorf("%s: %q %v", name, b, err)
+		}
+		if out, err := exec.Command("find", r.tree, "-name", ".deployx*").CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("left behind: %s %v", out, err)
+		}
+	}
+}
+
 func (r *captureRig) dirTimes() string {
 	r.Helper()
 	out, err := exec.Command("find", r.tree, "-type", "d", "-printf", "%P %T@\n").Output()

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -29,6 +30,9 @@ import (
 // The plain layout is without it: there the live upper becomes a lower, which
 // the kernel refuses with an index (EBUSY, ovl_report_in_use).
 
+// indexPatience is how long the kernel may take a mount of the same upper apart.
+const indexPatience = 100 * time.Millisecond
+
 // mount makes the superblock of s, with an index where that is to be had.
 func (d *Driver) mount(s spec) (*os.File, error) {
 	if d.name != "" {
@@ -37,8 +41,15 @@ func (d *Driver) mount(s spec) (*os.File, error) {
 		}
 		s.index = true
 	}
-	m, err := d.has.newOverlay(s, d.stage())
+	var m *os.File
+	err := whileBusy(indexPatience, func() (err error) {
+		m, err = d.has.newOverlay(s, d.stage())
+		return err
+	})
 	if s.index && (errors.Is(err, unix.ESTALE) || errors.Is(err, unix.EBUSY)) {
+		if errors.Is(err, unix.EBUSY) {
+			d.merging.say(fmt.Sprintf("another mount of the same layer is somewhere: hard links of %q may come apart in this one", d.tree))
+		}
 		s.index = false
 		m, err = d.has.newOverlay(s, d.stage())
 	}

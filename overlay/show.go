@@ -37,6 +37,18 @@ func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transiti
 	if err != nil {
 		return t, err
 	}
+	if shown != "" {
+		if left, err := d.leftBeneath(v.Open); left || err != nil {
+			if err == nil {
+				t.Swapped = true
+				t.Late, err = d.takeOver(ctx, v, shown)
+			}
+			if err == nil {
+				d.remember(v.Open)
+			}
+			return t, err
+		}
+	}
 	undo, err := d.prepare(ctx, v, shown)
 	if err != nil {
 		return t, err

@@ -56,13 +56,18 @@ func (d *Driver) swap(ctx context.Context, m *os.File, sub *submounts, v snapsho
 		return false, err
 	}
 	crash.Point("overlay.frozen")
-	// The new view is shown: nothing that fails from here on is a swap that failed.
-	stillClean, err := emptyOr(d.dir(old, "u"))
+	return d.endSwap(old) && clean, nil
+}
+
+// endSwap tells whether something was written to the old view. The new one is shown:
+// nothing that fails from here on is a swap that failed.
+func (d *Driver) endSwap(old snapshot.LayerID) (dirty bool) {
+	clean, err := emptyOr(d.dir(old, "u"))
 	err = errors.Join(err, os.RemoveAll(d.indexDir(old))) // its links would count as names
 	if err != nil {
 		d.merging.say("a view was shown, but the one before it could not be tidied up: " + err.Error())
 	}
-	return clean && !stillClean, nil
+	return !clean
 }
 
 // freezeNow proves that nobody can write to the old view, of which back is a clone, or

@@ -22,8 +22,11 @@ const idlePatience = 10 * time.Millisecond
 // Show swaps the mount on the tree for one of v. See snapshot.Driver.
 func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transition, err error) {
 	shown, err := d.Shown(ctx)
-	if err != nil || shown == v.Open {
+	if err != nil {
 		return t, err
+	}
+	if d.prove(shown); shown == v.Open {
+		return t, nil
 	}
 	if shown, err = d.resume(ctx, v, shown); err != nil {
 		return t, fmt.Errorf("carry what was written while a view was taken back: %w", err)
@@ -310,7 +313,7 @@ func (d *Driver) Hide(ctx context.Context) error {
 		}
 		if open == "" {
 			d.gone.Wait()
-			return errors.Join(d.below.close(), d.unbindBase(), clearStage(d.stage()))
+			return errors.Join(d.below.close(), d.unbindBase(), clearStage(d.stage()), d.dropOld())
 		}
 		if err := d.refuseHolders(ctx); err != nil {
 			return err

@@ -450,6 +450,9 @@ func (r *mountRig) dieAt(point string, f func()) (died bool) {
 	r.t.Helper()
 	type death struct{}
 	restore := crash.SetHook(func(name string) {
+		if r.hook != nil {
+			r.hook(name)
+		}
 		if name == point {
 			panic(death{})
 		}

@@ -42,6 +42,9 @@ func (d *Driver) swap(ctx context.Context, m *os.File, sub *submounts, v snapsho
 	if err != nil {
 		err = errors.Join(err, d.uncovered(ctx, back))
 		d.letGo(back)
+		if shown, e := d.Shown(ctx); e == nil && shown == old {
+			err = errors.Join(err, d.dropOld())
+		}
 		return false, err
 	}
 	crash.Point("overlay.swapped")
@@ -80,6 +83,9 @@ func (d *Driver) freezeNow(ctx context.Context, back, m *os.File, v snapshot.Vie
 	if surprised {
 		d.tellHidden(ctx, v, note)
 	}
+	if err := d.dropOld(); err != nil { // whoever comes next does it
+		d.merging.say("the view before is still mounted: " + err.Error())
+	}
 	return nil
 }
 
@@ -109,6 +115,9 @@ func (d *Driver) bringBack(back *os.File) error {
 	if m != back {
 		d.letGo(m)
 	}
+	if err == nil {
+		err = d.dropOld()
+	}
 	return err
 }
 
@@ -122,7 +131,7 @@ func (d *Driver) replaceTop(m *os.File, sub *submounts) (idle bool, err error) {
 			if err := sub.settle(m); err != nil {
 				return false, errors.Join(err, sub.strip(m))
 			}
-			return takeTop(d.tree)
+			return d.takeTop()
 		}
 		if !errors.Is(err, unix.EINVAL) {
 			return false, err
@@ -132,7 +141,7 @@ func (d *Driver) replaceTop(m *os.File, sub *submounts) (idle bool, err error) {
 	if err := sub.shelter(); err != nil {
 		return false, err
 	}
-	if idle, err = takeTop(d.tree); err != nil {
+	if idle, err = d.takeTop(); err != nil {
 		return false, err
 	}
 	crash.Point("overlay.gap")
@@ -167,11 +176,12 @@ func (d *Driver) uncovered(ctx context.Context, back *os.File) error {
 // Readers by path may keep it busy for ever, so then it goes lazily. This is the one
 // lazy unmount: the old top has been found without holders before, and freeze proves
 // it after.
-func takeTop(tree string) (idle bool, err error) {
-	if unix.Unmount(tree, unix.UMOUNT_NOFOLLOW) == nil {
+func (d *Driver) takeTop() (idle bool, err error) {
+	if unix.Unmount(d.tree, unix.UMOUNT_NOFOLLOW) == nil {
 		return true, nil
 	}
-	return false, unmountTop(tree)
+	d.keepOld()
+	return false, unmountTop(d.tree)
 }
 
 func unmountTop(tree string) error {

@@ -71,7 +71,7 @@ func (d *Driver) takeOver(ctx context.Context, v snapshot.View, old snapshot.Lay
 		return false, err
 	}
 	defer d.letGo(back)
-	if _, err := takeTop(d.tree); err != nil {
+	if _, err := d.takeTop(); err != nil {
 		return false, err
 	}
 	d.shown = shownMount{}

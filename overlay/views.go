@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"deployx/internal/durable"
+	"deployx/snapshot"
 )
 
 // The file "views" lists the mounts that have shown the tree since the host was
@@ -76,4 +78,15 @@ func (d *Driver) Views() map[uint64]bool {
 		}
 	}
 	return ids
+}
+
+var _ snapshot.Stander = (*Driver)(nil)
+
+// StandsOn is what the mount was made of. See snapshot.Stander.
+func (d *Driver) StandsOn(open snapshot.LayerID) (layers []snapshot.LayerID, err error) {
+	units, err := d.standsOn(open)
+	for _, u := range slices.Backward(units) {
+		layers = append(layers, u.of...)
+	}
+	return layers, err
 }

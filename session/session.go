@@ -231,31 +231,6 @@ func (s *Session) converge(ctx context.Context) error {
 	return nil
 }
 
-// reshow shows the view of the record where the tree shows something else.
-func (s *Session) reshow(ctx context.Context, shown snapshot.LayerID) error {
-	h := s.rec.Head()
-	s.found.Reshown = true
-	if h.Open == "" {
-		return s.drv.Hide(ctx)
-	}
-	v, err := s.rec.View(h)
-	if err != nil {
-		return err
-	}
-	t, err := s.drv.Show(ctx, v)
-	if t.Stale != nil {
-		s.found.Stale = t.Stale()
-	}
-	if snapshot.CodeOf(err) == snapshot.CodeTreeBusy && (shown == h.Replaced || len(v.Layers) > 0 && v.Layers[len(v.Layers)-1] == shown) {
-		h.Open = shown // killed between the record and the swap, and pinned since
-		if n := len(v.Layers); h.Stands != nil && n > 0 && v.Layers[n-1] == shown {
-			h.Stands.Layers, h.Stands.From = v.Layers[:len(v.Layers)-1], shown
-		}
-		return s.move(h)
-	}
-	return err
-}
-
 // move moves the head, durably; the shell's context goes with it.
 func (s *Session) move(h snapshot.Head) error { return s.moveNow(h, nil) }
 

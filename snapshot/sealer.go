@@ -51,6 +51,12 @@ type Restorer interface {
 	Restore(ctx context.Context, v View, from, to []LayerID, again bool) (left []string, err error)
 }
 
+// A Stander is a driver that can tell what the shown view stands on.
+type Stander interface {
+	// StandsOn lists the layers below a shown open one, oldest first.
+	StandsOn(open LayerID) ([]LayerID, error)
+}
+
 // A Watcher is a driver that can tell who changes a shown tree.
 type Watcher interface {
 	// Watch begins to collect who changes the tree that shows v; done ends it.

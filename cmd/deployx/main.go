@@ -159,6 +159,7 @@ batch and shell differ: see their help.`,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 		Args:              cobra.ArbitraryArgs,
 		RunE:              noCommand,
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error { return notEmpty(c) },
 	}
 	f := c.PersistentFlags()
 	f.StringVar(&a.tree, "tree", "", "the `directory` to work on (default: the known tree that holds the current directory)")
@@ -171,6 +172,17 @@ batch and shell differ: see their help.`,
 		a.commitCmd(), a.forgetCmd(), a.gcCmd(), a.keepCmd(), a.statusCmd(), a.doctorCmd(), a.versionCmd(), a.agentCmd(), a.installCmd(), a.uninstallCmd(), a.restoreCmd(), a.completionCmd(), a.lateOutputCmd())
 	a.completeFlags(c)
 	return c
+}
+
+// notEmpty refuses an empty value where a default would go further than what was
+// meant: commit would commit everything, forget the tree of the current directory.
+func notEmpty(c *cobra.Command) error {
+	for _, name := range []string{"tree", "state", "through"} {
+		if f := c.Flags().Lookup(name); f != nil && f.Changed && f.Value.String() == "" {
+			return usageError{fmt.Errorf("--%s is empty: give it a value or leave it out", name)}
+		}
+	}
+	return nil
 }
 
 // noCommand serves a command line that names none, or one that we do not have.

@@ -185,13 +185,21 @@ func (s *Session) refuseKept(top snapshot.ID, force bool) error {
 		if above {
 			continue
 		}
-		hint := "deployx keep --off " + string(id) + " lets it go, deployx commit --force commits all the same"
+		hint := "deployx commit --force commits all the same"
 		if parent != "" && !s.rec.Expired(parent) {
 			hint += ", --through " + string(parent) + " what is below it"
 		}
-		return &snapshot.Error{Code: snapshot.CodeUnsupported, Msg: fmt.Sprintf("snapshot %s is kept, and could not be rolled back to any more", id), Hint: hint}
+		return keptError(id, hint)
 	}
 	return nil
+}
+
+// keptError refuses what would take a kept snapshot; hint says what does it all the same.
+func keptError(id snapshot.ID, hint string) error {
+	return &snapshot.Error{
+		Code: snapshot.CodeUnsupported, Msg: fmt.Sprintf("snapshot %s is kept, and could not be rolled back to any more", id),
+		Hint: "deployx keep --off " + string(id) + " lets it go, " + hint,
+	}
 }
 
 func (s *Session) refuseOpen(id snapshot.ID) error {

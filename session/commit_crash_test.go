@@ -91,7 +91,7 @@ func commitOldest(r *rig) error {
 }
 
 func forget(r *rig) error {
-	_, err := r.ForgetTree(context.Background(), true, nil)
+	_, err := r.ForgetTree(context.Background(), ForgetOptions{Commit: true})
 	return err
 }
 

@@ -25,22 +25,35 @@ type Forgotten struct {
 // called again.
 const forgottenSuffix = ".forgotten"
 
+// ForgetOptions refine ForgetTree.
+type ForgetOptions struct {
+	Commit   bool // commit everything first
+	Force    bool // snapshots that are kept (Keep) go, too
+	Progress func(snapshot.Progress)
+}
+
 // ForgetTree unmounts the tree and removes everything that is kept of it. It refuses
-// while commands could still be rolled back, unless commit is set: they are then
-// committed first. What commands and others did stays in the directory. The
-// session cannot be used afterwards.
-func (s *Session) ForgetTree(ctx context.Context, commit bool, progress func(snapshot.Progress)) (f Forgotten, err error) {
+// while commands could still be rolled back, unless they are to be committed first,
+// and where a snapshot that is kept would go, rolled back or not. What commands and
+// others did stays in the directory. The session cannot be used afterwards.
+func (s *Session) ForgetTree(ctx context.Context, o ForgetOptions) (f Forgotten, err error) {
 	err = s.exclusively(ctx, func() error {
 		s.upkeep.end(upkeepGrace)
-		if commit {
-			if err := s.commitThrough(ctx, CommitOptions{Progress: progress}, &f.Committed); err != nil {
+		if o.Commit {
+			if err := s.forgetKept(o.Force); err != nil {
+				return err
+			}
+			if err := s.commitThrough(ctx, CommitOptions{Force: o.Force, Progress: o.Progress}, &f.Committed); err != nil {
 				return err
 			}
 		}
 		if err := s.settle(ctx); err != nil {
 			return fmt.Errorf("unmount: %w", err)
 		}
-		if err := s.refuseForget(ctx, commit); err != nil {
+		if err := s.refuseForget(ctx, o.Commit); err != nil {
+			return err
+		}
+		if err := s.forgetKept(o.Force); err != nil {
 			return err
 		}
 		f.Undone = s.undone()
@@ -50,6 +63,15 @@ func (s *Session) ForgetTree(ctx context.Context, commit bool, progress func(sna
 		return err
 	})
 	return f, err
+}
+
+// forgetKept refuses to forget a tree with snapshots that are kept.
+func (s *Session) forgetKept(force bool) error {
+	ids, err := s.rec.Pinned()
+	if err != nil || force || len(ids) == 0 {
+		return err
+	}
+	return keptError(ids[0], "deployx forget --force forgets all the same")
 }
 
 // undone counts the commands that a redo could still have brought back.

@@ -12,7 +12,7 @@ import (
 )
 
 func (a *app) forgetCmd() *cobra.Command {
-	var commit bool
+	var o session.ForgetOptions
 	c := &cobra.Command{
 		Use:   "forget",
 		Short: "Unmount a tree and remove everything that deployx keeps of it",
@@ -21,17 +21,20 @@ layers and its entry in the state directory. The directory stays as it is, a pla
 one. Refused while commands could still be rolled back, or others have changed the
 tree, unless --commit makes all that part of the directory first; and while
 processes hold the mount. What had been rolled back cannot be redone afterwards.
+Refused where a snapshot that is kept (deployx keep) would go, one that was rolled
+back included; --force forgets it too.
 
 Exit status: 0 done; 1 refused or failed, and nothing is lost; 2 usage.`,
 		Args: noArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return a.forget(c.Context(), commit) },
+		RunE: func(c *cobra.Command, _ []string) error { return a.forget(c.Context(), o) },
 	}
-	c.Flags().BoolVar(&commit, "commit", false, "commit everything first")
+	c.Flags().BoolVar(&o.Commit, "commit", false, "commit everything first")
+	c.Flags().BoolVar(&o.Force, "force", false, "forget snapshots that are kept, too")
 	a.session.register(c, false)
 	return c
 }
 
-func (a *app) forget(ctx context.Context, commit bool) (err error) {
+func (a *app) forget(ctx context.Context, o session.ForgetOptions) (err error) {
 	t, err := a.known()
 	if err != nil {
 		return err
@@ -43,7 +46,8 @@ func (a *app) forget(ctx context.Context, commit bool) (err error) {
 	}
 	defer func() { err = errors.Join(err, l.Unlock()) }()
 	return a.with(ctx, t, func(s *session.Session) error {
-		f, err := s.ForgetTree(ctx, commit, a.counting())
+		o.Progress = a.counting()
+		f, err := s.ForgetTree(ctx, o)
 		if err != nil {
 			return err
 		}

@@ -2,7 +2,9 @@ package session
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 
 	"deployx/snapshot"
@@ -48,6 +50,9 @@ func (s *Session) Compare(ctx context.Context, id snapshot.ID, f func(Comparison
 		}
 		return f(c)
 	}
+	if err := s.refuseBegun(id); err != nil {
+		return err
+	}
 	e, err := s.rec.Snapshot(id)
 	if err != nil || e.Layer == "" {
 		if err == nil {
@@ -64,6 +69,23 @@ func (s *Session) Compare(ctx context.Context, id snapshot.ID, f func(Comparison
 	}
 	c.below, c.layers, c.split = below, []snapshot.LayerID{e.Layer}, e.SplitLinks
 	return f(c)
+}
+
+// refuseBegun names a command whose changes are in no layer of its own yet.
+func (s *Session) refuseBegun(id snapshot.ID) error {
+	b, runs, ok, err := s.rec.Begun(filepath.Join(s.o.Tree.Store, "lock"))
+	if err != nil || !ok || b.ID != id {
+		return err
+	}
+	e := &snapshot.Error{
+		Code: snapshot.CodeTreeBusy, Msg: fmt.Sprintf("the command of %s still runs", id),
+		Hint: "ask again when it has ended; deployx diff without an ID shows what is in the tree now",
+	}
+	if !runs {
+		e.Msg = fmt.Sprintf("the command of %s was cut off, and what it changed is not recorded yet", id)
+		e.Hint = "the next command or rollback records it, as deployx restore does; deployx diff without an ID shows what is in the tree now"
+	}
+	return e
 }
 
 // Changes lists what differs, in path order.

@@ -46,7 +46,8 @@ func (r *Record) Below(h Head) (View, error) {
 	return View{Layers: layers, Open: h.Open}, err
 }
 
-// Resolve finds the one snapshot whose id begins with prefix.
+// Resolve finds the one snapshot whose id begins with prefix. The command that Running
+// finds is one: it will be recorded with that id.
 func (r *Record) Resolve(prefix string) (ID, error) {
 	prefix = strings.ToLower(prefix)
 	if !validID(prefix) {
@@ -58,6 +59,13 @@ func (r *Record) Resolve(prefix string) (ID, error) {
 	all, err := r.All()
 	if err != nil {
 		return "", err
+	}
+	begun, ok, err := r.Running()
+	if err != nil {
+		return "", err
+	}
+	if ok && !slices.Contains(all, begun.ID) {
+		all = append(slices.Clip(all), begun.ID)
 	}
 	var found []string
 	for _, id := range all {

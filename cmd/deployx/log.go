@@ -121,16 +121,41 @@ func history(t snapshot.Tree, rec *snapshot.Record, n int, all bool) ([]wire.Met
 // begun is the command that was started and is not recorded yet: it runs, or was cut
 // off, as the next deployx will record it.
 func begun(t snapshot.Tree, rec *snapshot.Record) ([]wire.Metadata, error) {
-	s, runs, ok, err := rec.Begun(filepath.Join(t.Store, "lock"))
-	if err != nil || !ok {
+	s, state, err := begunNow(t, rec)
+	if err != nil || state == "" {
 		return []wire.Metadata{}, err
 	}
-	state := "running"
-	if !runs {
+	return []wire.Metadata{wire.Describe(s, t, state, time.Now())}, nil
+}
+
+// begunNow is begun's one, and its state; "" if there is none.
+func begunNow(t snapshot.Tree, rec *snapshot.Record) (s snapshot.Snapshot, state string, err error) {
+	s, runs, ok, err := rec.Begun(filepath.Join(t.Store, "lock"))
+	switch {
+	case err != nil || !ok:
+		return s, "", err
+	case runs:
+		state = "running"
+	default:
 		state, s.Unfinished = "applied", true
 	}
 	s.ExitCode = -1
-	return []wire.Metadata{wire.Describe(s, t, state, time.Now())}, nil
+	return s, state, nil
+}
+
+// one is a snapshot, and its state, as log lists it.
+func one(t snapshot.Tree, rec *snapshot.Record, id snapshot.ID) (s snapshot.Snapshot, state string, err error) {
+	s, state, err = begunNow(t, rec)
+	if err != nil || state != "" && s.ID == id {
+		return s, state, err
+	}
+	if s, err = rec.Snapshot(id); err != nil {
+		return s, "", err
+	}
+	if _, err := rec.Above(id); err == nil {
+		return s, "applied", nil
+	}
+	return s, "rolled_back", nil
 }
 
 func title(m wire.Metadata) string {
@@ -228,13 +253,9 @@ func (a *app) show(prefix string) error {
 	if err != nil {
 		return err
 	}
-	s, err := rec.Snapshot(id)
+	s, state, err := one(t, rec, id)
 	if err != nil {
 		return err
-	}
-	state := "rolled_back"
-	if _, err := rec.Above(id); err == nil {
-		state = "applied"
 	}
 	m := wire.Describe(s, t, state, time.Now())
 	tail, err := os.ReadFile(filepath.Join(t.Store, "output", string(id)))

@@ -56,15 +56,18 @@ itself failed.`,
 }
 
 func (a *app) batch(ctx context.Context, f batchFlags, name string) error {
-	commands, err := a.readCommands(name, f.jsonInput)
-	if err != nil {
-		return err
-	}
 	if f.id == "" {
 		f.id = uuid.NewString()
 	}
+	commands, err := a.readCommands(name, f.jsonInput)
 	b := batchRun{app: a, flags: f, commands: commands, fromStdin: name == "-"}
 	b.done = wire.BatchCompleted{Event: "batch_execution_completed", BatchID: f.id, Total: len(commands), Results: []wire.BatchResult{}}
+	if err != nil {
+		if a.json {
+			b.report(err)
+		}
+		return err
+	}
 	t, err := a.knownOrNew(ctx)
 	if err == nil {
 		err = a.with(ctx, t, func(s *session.Session) error { return b.run(ctx, s) })
@@ -228,7 +231,11 @@ func (b *batchRun) report(broken error) {
 		b.done.Error = broken.Error()
 	}
 	if b.app.json {
-		b.app.newEvents("", b.flags.id, nil).print(b.done)
+		done := wire.AgentBatchCompleted{BatchCompleted: b.done}
+		if broken != nil {
+			done.Code = string(codeOf(broken))
+		}
+		b.app.newEvents("", b.flags.id, nil).print(done)
 		return
 	}
 	b.app.say("deployx: batch %s: %d done, %d failed, %d skipped", b.flags.id, b.done.Successful, b.done.Failed,

@@ -36,7 +36,7 @@ reboot commits that too and unmounts, and so does the next deployx command once
 they have ended, unless another command was run or something rolled back before.
 
 Exit status: 0 done, or as far as running processes allow; 1 refused or failed,
-and nothing is lost; 2 usage.`,
+and nothing is lost; 2 usage; 3 done, but stdout did not take the result.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return a.commit(c.Context(), through, force) },
 	}
@@ -71,7 +71,7 @@ func (a *app) commit(ctx context.Context, through string, force bool) error {
 
 func (a *app) tellCommit(c session.Committed, all bool) error {
 	if a.json {
-		return a.encode(commitEvent(c))
+		return a.result(commitEvent(c))
 	}
 	switch {
 	case len(c.Snapshots) == 0 && c.Paths == 0 && !c.Pending:

@@ -1,9 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"sync"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"deployx/internal/wire"
 	"deployx/snapshot"
@@ -15,6 +21,85 @@ func (a *app) encode(v any) error {
 	enc := json.NewEncoder(a.out)
 	enc.SetEscapeHTML(false)
 	return enc.Encode(v)
+}
+
+// untold is the error of something that was done.
+type untold struct{ error }
+
+// result is encode for what was done, which a full disk under stdout does not undo.
+func (a *app) result(v any) error {
+	if err := a.encode(v); err != nil {
+		return untold{fmt.Errorf("it is done, but the result could not be written: %w", err)}
+	}
+	return nil
+}
+
+// failureEvent is the event of a command that prints one object with --json, also
+// where it is refused: "" for a listing. Those that are not here have one of their own.
+func failureEvent(command string) (event string, ok bool) {
+	switch command {
+	case "redo", "commit", "forget", "keep":
+		return command + "_completed", true
+	case "gc":
+		return "cleanup_completed", true
+	case "log", "show", "diff", "status":
+		return "", true
+	}
+	return "", false
+}
+
+// tellFailure prints the object of a command that was refused or failed.
+func (a *app) tellFailure(ran *cobra.Command, err error) {
+	var usage usageError
+	var done untold
+	var told exitStatus
+	if err == nil || !a.json || ran == nil || errors.As(err, &usage) || errors.As(err, &done) || errors.As(err, &told) {
+		return
+	}
+	event, ok := failureEvent(ran.Name())
+	if !ok {
+		return
+	}
+	f := wire.Failed{Event: event, Error: err.Error(), Code: string(codeOf(err))}
+	var e *snapshot.Error
+	if errors.As(err, &e) {
+		f.Paths, f.Processes = e.Paths, e.Holders
+	}
+	a.encode(f) //nolint:errcheck // stderr has it
+}
+
+// codeOf is snapshot.CodeOf, for a wrong flag too.
+func codeOf(err error) snapshot.Code {
+	var usage usageError
+	if errors.As(err, &usage) {
+		return snapshot.CodeBadRequest
+	}
+	return snapshot.CodeOf(err)
+}
+
+// outlet is stdout, and remembers what it did not take. A reader that went away has
+// seen enough.
+type outlet struct {
+	w io.Writer
+
+	mu  sync.Mutex
+	err error
+}
+
+func (o *outlet) Write(p []byte) (int, error) {
+	n, err := o.w.Write(p)
+	if err != nil && !errors.Is(err, unix.EPIPE) {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.err = cmp.Or(o.err, err)
+	}
+	return n, err
+}
+
+func (o *outlet) lost() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.err
 }
 
 // events prints the events of one command as JSON, one object a line.

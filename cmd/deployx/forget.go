@@ -24,7 +24,8 @@ processes hold the mount. What had been rolled back cannot be redone afterwards.
 Refused where a snapshot that is kept (deployx keep) would go, one that was rolled
 back included; --force forgets it too.
 
-Exit status: 0 done; 1 refused or failed, and nothing is lost; 2 usage.`,
+Exit status: 0 done; 1 refused or failed, and nothing is lost; 2 usage; 3
+done, but stdout did not take the result.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return a.forget(c.Context(), o) },
 	}
@@ -52,7 +53,7 @@ func (a *app) forget(ctx context.Context, o session.ForgetOptions) (err error) {
 			return err
 		}
 		if a.json {
-			return a.encode(map[string]any{
+			return a.result(map[string]any{
 				"event": "forget_completed", "success": true, "tree": t.Path, "removed": f.Removed,
 				"committed": commitEvent(f.Committed)["committed"], "redo_lost": f.Undone,
 			})

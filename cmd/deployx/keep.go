@@ -21,7 +21,8 @@ keep --off. All newer snapshots are kept with it, for they stand on it, and so i
 the space that they take. Neither deployx gc nor, without --force, deployx commit
 takes it away. Without an ID: list those that are kept.
 
-Exit status: 0; 1 refused or failed; 2 usage.`,
+Exit status: 0; 1 refused or failed; 2 usage; 3 done, but stdout did not take the
+result.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 || off && len(args) == 0 {
 				return usageError{errors.New("name one snapshot")}
@@ -52,7 +53,7 @@ func (a *app) keep(ctx context.Context, args []string, off bool) error {
 			return err
 		}
 		if a.json {
-			return a.encode(map[string]any{"event": "keep_completed", "snapshot_id": id, "kept": !off})
+			return a.result(map[string]any{"event": "keep_completed", "success": true, "snapshot_id": id, "kept": !off})
 		}
 		if off {
 			a.say("deployx: %s may expire", short(id))

@@ -31,7 +31,9 @@ var version = "devel"
 const (
 	exitRefused = 1
 	exitUsage   = 2
-	exitFailed  = 125
+	// exitUntold: it was done, but stdout did not take the result.
+	exitUntold = 3
+	exitFailed = 125
 	// exitInterrupted is that of a shell that died of SIGINT: before the command
 	// ran, for then it has a status of its own.
 	exitInterrupted = 130
@@ -41,7 +43,8 @@ func main() { os.Exit(Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
 // Main runs one command line and returns its exit status.
 func Main(args []string, in *os.File, out, errw *os.File) int {
-	a := &app{in: in, out: out, err: errw}
+	o := &outlet{w: out}
+	a := &app{in: in, out: o, err: errw}
 	if err := a.stepOut(); err != nil {
 		fmt.Fprintln(errw, "deployx:", err) //nolint:errcheck // nowhere to tell
 		return exitFailed
@@ -55,6 +58,10 @@ func Main(args []string, in *os.File, out, errw *os.File) int {
 	cmd.SetOut(out)
 	cmd.SetErr(errw)
 	ran, err := cmd.ExecuteContextC(ctx)
+	a.tellFailure(ran, err)
+	if err := o.lost(); err != nil && runs(ran) {
+		fmt.Fprintln(errw, "deployx: what was printed is lost in part:", err) //nolint:errcheck // nowhere to tell
+	}
 	if code := a.status(ran, err); code != exitFailed && code != exitRefused || ctx.Err() == nil {
 		return code
 	}
@@ -85,6 +92,7 @@ var listings = []string{"log", "show", "diff", "status", "doctor"}
 func (a *app) status(ran *cobra.Command, err error) int {
 	var code exitStatus
 	var usage usageError
+	var quiet untold
 	switch {
 	case err == nil:
 		return 0
@@ -94,14 +102,19 @@ func (a *app) status(ran *cobra.Command, err error) int {
 		return 128 + int(unix.SIGPIPE)
 	}
 	a.complain(ran, err)
-	if ran != nil && (ran.Name() == "run" || ran.Name() == "batch") {
+	switch {
+	case runs(ran):
 		return exitFailed
-	}
-	if errors.As(err, &usage) {
+	case errors.As(err, &usage):
 		return exitUsage
+	case errors.As(err, &quiet):
+		return exitUntold
 	}
 	return exitRefused
 }
+
+// runs tells whether it was a command that ends as what it ran.
+func runs(c *cobra.Command) bool { return c != nil && (c.Name() == "run" || c.Name() == "batch") }
 
 // complain tells a person what went wrong.
 func (a *app) complain(ran *cobra.Command, err error) {
@@ -153,8 +166,8 @@ func (a *app) root() *cobra.Command {
   deployx redo                # take the rollback back
   deployx commit              # keep it all for good: a plain directory again
 
-Exit status: 0; 1 refused or failed, and nothing was changed; 2 usage. run,
-batch and shell differ: see their help.`,
+Exit status: 0; 1 refused or failed, and nothing was changed; 2 usage; 3 done, but
+stdout did not take the result. run, batch and shell differ: see their help.`,
 		SilenceErrors: true, SilenceUsage: true, SuggestionsMinimumDistance: 2,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 		Args:              cobra.ArbitraryArgs,

@@ -95,7 +95,7 @@ func (a *app) restoreTree(ctx context.Context, t snapshot.Tree) (r session.Resto
 
 func (a *app) tellRestored(t snapshot.Tree, s session.Restored, r session.Recovery, took time.Duration) error {
 	if a.json {
-		return a.encode(map[string]any{
+		return a.result(map[string]any{
 			"event": "restored", "tree": t.Path, "success": true, "reshown": r.Reshown, "unfinished": r.Unfinished, "layers": s.Layers,
 			"stale": append([]snapshot.Holder{}, r.Stale...), "duration_ms": float64(took) / float64(time.Millisecond),
 		})

@@ -41,7 +41,8 @@ the old file. With --on-pinned share or refuse the rollback is refused instead, 
 with stop they are ended first. Processes that go on with files that were undone are
 named afterwards; --restart-stale restarts their services.
 
-Exit status: 0 done; 1 refused or failed, and the tree is as it was; 2 usage.`,
+Exit status: 0 done; 1 refused or failed, and the tree is as it was; 2 usage; 3
+done, but stdout did not take the result.`,
 		ValidArgsFunction: a.completeID(false),
 		RunE:              func(c *cobra.Command, args []string) error { return a.rollback(c.Context(), f, args) },
 	}
@@ -120,7 +121,10 @@ func (a *app) rollback(ctx context.Context, f rollbackFlags, args []string) erro
 func (a *app) undone(u session.Undo, r wire.RolledBack, id, batch string) error {
 	if a.json {
 		r.Event, r.SnapshotID, r.BatchID = "rollback_completed", id, batch
-		return a.encode(r)
+		if u.DryRun {
+			return a.encode(r)
+		}
+		return a.result(r)
 	}
 	verb := "rolled back"
 	if u.DryRun {
@@ -133,7 +137,8 @@ func (a *app) undone(u session.Undo, r wire.RolledBack, id, batch string) error 
 // undoFailed prints the event of a rollback that was refused.
 func (a *app) undoFailed(f rollbackFlags, args []string, err error) error {
 	var usage usageError
-	if err == nil || !a.json || errors.As(err, &usage) {
+	var done untold
+	if err == nil || !a.json || errors.As(err, &usage) || errors.As(err, &done) {
 		return err
 	}
 	r := wire.RolledBack{Event: "rollback_completed", BatchID: f.batch, RolledBack: []string{}, Error: err.Error(), Code: string(snapshot.CodeOf(err))}
@@ -229,7 +234,8 @@ func (a *app) redoCmd() *cobra.Command {
 something new has been run. What others changed since the rollback is kept, or
 where that cannot be the redo is refused, as for rollback.
 
-Exit status: 0 done; 1 refused or failed, and the tree is as it was; 2 usage.`,
+Exit status: 0 done; 1 refused or failed, and the tree is as it was; 2 usage; 3
+done, but stdout did not take the result.`,
 		RunE: func(c *cobra.Command, args []string) error { return a.redo(c.Context(), f, args) },
 	}
 	registerUndo(c, &f, "keep or refuse")
@@ -284,7 +290,11 @@ func (a *app) redone(u session.Undo, restarted []string) error {
 	for _, e := range u.Dropped {
 		ids = append(ids, string(e.ID))
 	}
-	return a.encode(map[string]any{
+	tell := a.result
+	if u.DryRun {
+		tell = a.encode
+	}
+	return tell(map[string]any{
 		"event": "redo_completed", "success": true, "redone": ids, "dry_run": u.DryRun, "verified": u.Verified,
 		"duration_ms": float64(u.Duration) / float64(time.Millisecond), "kept": wire.KeptIn(u), "stale": u.Stale, "restarted": restarted,
 	})

@@ -96,9 +96,9 @@ func (a *app) runOne(ctx context.Context, c session.Command, tty bool) (r sessio
 // notRun prints the event of a command that deployx could not run.
 func (a *app) notRun(c session.Command, err error) {
 	if a.json {
-		a.newEvents(c.ID, c.BatchID, nil).print(wire.Completed{
+		a.newEvents(c.ID, c.BatchID, nil).print(wire.AgentCompleted{Code: string(codeOf(err)), Completed: wire.Completed{
 			Event: "command_completed", CommandID: c.ID, BatchID: c.BatchID, Command: c.Text, ExitCode: exitFailed, Error: err.Error(),
-		})
+		}})
 	}
 }
 

@@ -61,7 +61,8 @@ type Failure struct {
 }
 
 // AgentCompleted is command_completed, batch_command_completed and
-// deployment_command_completed as the agent sends them.
+// deployment_command_completed as the agent sends them, and a command that deployx
+// could not run.
 type AgentCompleted struct {
 	Completed
 	Code    string `json:"code,omitempty"`

@@ -63,6 +63,17 @@ type Completed struct {
 	Error      string            `json:"error,omitempty"`
 }
 
+// Failed is what a command prints with --json when it is refused or fails, in place of
+// its result.
+type Failed struct {
+	Event     string            `json:"event,omitempty"`
+	Success   bool              `json:"success"` // false
+	Error     string            `json:"error"`
+	Code      string            `json:"code"`
+	Paths     []string          `json:"paths,omitempty"`
+	Processes []snapshot.Holder `json:"processes,omitempty"`
+}
+
 // Process is a process that a command left running.
 type Process struct {
 	PID  int    `json:"pid"`

@@ -216,6 +216,8 @@ func (f *fake) Changes(_ context.Context, _ snapshot.ID, visit func(snapshot.Cha
 	return visit(snapshot.Change{Path: "file", Kind: snapshot.ChangeAdded, Type: snapshot.TypeFile})
 }
 
+func (f *fake) Size(context.Context, snapshot.Snapshot) (int64, error) { return 4096, nil }
+
 func (f *fake) Patch(_ context.Context, _ snapshot.ID, w io.Writer) error {
 	_, err := io.WriteString(w, "+++ b/file\n")
 	return err

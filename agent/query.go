@@ -61,7 +61,11 @@ func (a *Agent) snapshotInfo(ctx context.Context, r *request) (string, any, erro
 		if err != nil {
 			return nil, err
 		}
-		return wire.Describe(e, s.Tree(), state(rec, id), time.Now()), nil
+		m := wire.Describe(e, s.Tree(), state(rec, id), time.Now())
+		if n, err := s.Size(ctx, e); err == nil {
+			m.SizeBytes = &n
+		}
+		return m, nil
 	}()
 	out.Info, out.Success = info, err == nil
 	out.Error, out.Code = words(err)

@@ -24,6 +24,8 @@ type Session interface {
 	Changes(ctx context.Context, id snapshot.ID, visit func(snapshot.Change) error) error
 	// Patch writes that as a unified diff.
 	Patch(ctx context.Context, id snapshot.ID, w io.Writer) error
+	// Size is what the layer of a snapshot takes, in bytes.
+	Size(ctx context.Context, e snapshot.Snapshot) (int64, error)
 	Close() error
 }
 

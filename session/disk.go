@@ -97,6 +97,15 @@ type Size struct {
 	Nodes int64       `json:"inodes"`
 }
 
+// Size is what the layer of e takes, in bytes, without what it shares with others.
+func (s *Session) Size(ctx context.Context, e snapshot.Snapshot) (int64, error) {
+	if e.Layer == "" {
+		return 0, nil
+	}
+	u, err := s.drv.Usage(ctx, e.Layer)
+	return u.Bytes, err
+}
+
 // Sizes lists what the applied snapshots take, newest first.
 func (s *Session) Sizes(ctx context.Context) (list []Size, err error) {
 	known, last := s.knownUsage(), snapshot.LayerID("")

@@ -280,6 +280,15 @@ func (t *agentTree) Patch(ctx context.Context, id snapshot.ID, w io.Writer) erro
 	return t.compare(ctx, id, func(c session.Comparison) error { return b.patch(ctx, c) })
 }
 
+// Size looks at a layer in the same way.
+func (t *agentTree) Size(ctx context.Context, e snapshot.Snapshot) (n int64, err error) {
+	err = t.app.reading(ctx, t.Tree(), func(s *session.Session) (err error) {
+		n, err = s.Size(ctx, e)
+		return err
+	})
+	return n, err
+}
+
 func (t *agentTree) compare(ctx context.Context, id snapshot.ID, f func(session.Comparison) error) error {
 	return t.app.reading(ctx, t.Tree(), func(s *session.Session) error { return s.Compare(ctx, id, f) })
 }

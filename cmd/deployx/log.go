@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"deployx/internal/wire"
+	"deployx/session"
 	"deployx/snapshot"
 )
 
@@ -233,7 +235,7 @@ output. An id may be given as any unique prefix.
 
 Exit status: 0; 1 if there is no such snapshot, or several; 2 usage.`,
 		Args: oneID, ValidArgsFunction: a.completeID(true),
-		RunE: func(_ *cobra.Command, args []string) error { return a.show(args[0]) },
+		RunE: func(c *cobra.Command, args []string) error { return a.show(c.Context(), args[0]) },
 	}
 }
 
@@ -244,7 +246,7 @@ func oneID(c *cobra.Command, args []string) error {
 	return nil
 }
 
-func (a *app) show(prefix string) error {
+func (a *app) show(ctx context.Context, prefix string) error {
 	t, rec, err := a.record()
 	if err != nil {
 		return err
@@ -263,6 +265,9 @@ func (a *app) show(prefix string) error {
 		return err
 	}
 	if a.json {
+		if state != "running" {
+			m.SizeBytes = a.sizeOf(ctx, t, s)
+		}
 		return a.encode(struct {
 			wire.Metadata
 			Output    string `json:"output"`
@@ -270,6 +275,19 @@ func (a *app) show(prefix string) error {
 		}{m, string(tail), s.Truncated})
 	}
 	return a.showText(m, s, tail)
+}
+
+// sizeOf is nil where the layer cannot be looked at, which is no reason to show nothing.
+func (a *app) sizeOf(ctx context.Context, t snapshot.Tree, e snapshot.Snapshot) (n *int64) {
+	err := a.reading(ctx, t, func(s *session.Session) error {
+		size, err := s.Size(ctx, e)
+		n = &size
+		return err
+	})
+	if err != nil {
+		return nil
+	}
+	return n
 }
 
 func (a *app) showText(m wire.Metadata, s snapshot.Snapshot, tail []byte) error {

@@ -226,7 +226,7 @@ type Metadata struct {
 	Changes      snapshot.Counts   `json:"changes"`
 	SplitLinks   []string          `json:"split_links,omitempty"`
 	Driver       string            `json:"driver"`
-	SizeBytes    int64             `json:"size_bytes"`
+	SizeBytes    *int64            `json:"size_bytes,omitempty"` // of its layer, where that was looked at
 	SharedWith   string            `json:"shared_with,omitempty"`
 	PinnedBy     []snapshot.Holder `json:"pinned_by,omitempty"`
 	Mode         snapshot.Mode     `json:"mode,omitempty"`
@@ -242,7 +242,7 @@ func Describe(s snapshot.Snapshot, t snapshot.Tree, state string, now time.Time)
 		Timestamp: s.Started, AgeSeconds: now.Sub(s.Started).Seconds(), Dir: s.Dir, Tree: t.Path,
 		BatchID: s.BatchID, CommandIndex: s.CommandIndex, ExitCode: s.ExitCode, Signal: s.Signal,
 		TimedOut: s.TimedOut, Interrupted: s.Interrupted, Unfinished: s.Unfinished,
-		DurationMS: s.Duration.Milliseconds(), Changes: s.Changes, SplitLinks: s.SplitLinks, Driver: t.Driver, SizeBytes: s.SizeBytes,
+		DurationMS: s.Duration.Milliseconds(), Changes: s.Changes, SplitLinks: s.SplitLinks, Driver: t.Driver,
 		SharedWith: string(s.SharedWith), PinnedBy: s.PinnedBy, Mode: s.Mode, Kept: s.Kept,
 	}
 	if len(s.Metadata) > 0 {

@@ -50,7 +50,7 @@ itself failed.`,
 	c.Flags().BoolVar(&f.keepGoing, "keep-going", false, "go on after a failure")
 	c.Flags().BoolVar(&f.rollback, "rollback-on-failure", false, "undo the whole batch if a command fails")
 	c.Flags().BoolVar(&f.jsonInput, "json-input", false, "the file is a JSON array of strings")
-	durationVar(c.Flags(), &f.timeout, "timeout", 0, "stop each command after this time")
+	limitVar(c.Flags(), &f.timeout, "timeout", "stop each command after this time (0: never)")
 	a.session.register(c, true)
 	return c
 }

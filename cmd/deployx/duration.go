@@ -9,6 +9,22 @@ import (
 	"github.com/spf13/pflag"
 )
 
+// limitFlag is a time to wait at most, 0 for ever.
+type limitFlag struct{ *durationFlag }
+
+func limitVar(fl *pflag.FlagSet, p *time.Duration, name, usage string) {
+	fl.Var(limitFlag{(*durationFlag)(p)}, name, usage)
+}
+
+// Set takes what durationFlag takes, but nothing negative.
+func (f limitFlag) Set(s string) error {
+	err := f.durationFlag.Set(s)
+	if err == nil && *f.durationFlag < 0 {
+		err = fmt.Errorf("a time to wait is not negative: not %q", s)
+	}
+	return err
+}
+
 // durationFlag is a time.Duration that may be in days, too: retention is.
 type durationFlag time.Duration
 

@@ -32,7 +32,7 @@ Exit status: 0; 1 if the record cannot be read; 2 usage.`,
 		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error { return a.log(n, all) },
 	}
-	c.Flags().IntVarP(&n, "number", "n", 0, "at most this many")
+	countVar(c.Flags(), &n, "number", "n", "at most this many (0: all)")
 	c.Flags().BoolVar(&all, "all", false, "rolled-back ones too")
 	return c
 }

@@ -183,8 +183,26 @@ stdout did not take the result. run, batch and shell differ: see their help.`,
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	c.AddCommand(a.runCmd(), a.batchCmd(), a.shellCmd(), a.logCmd(), a.showCmd(), a.diffCmd(), a.rollbackCmd(), a.redoCmd(),
 		a.commitCmd(), a.forgetCmd(), a.gcCmd(), a.keepCmd(), a.statusCmd(), a.doctorCmd(), a.versionCmd(), a.agentCmd(), a.installCmd(), a.uninstallCmd(), a.restoreCmd(), a.completionCmd(), a.lateOutputCmd())
+	helpOnly(c)
 	a.completeFlags(c)
 	return c
+}
+
+// helpOnly makes help refuse what there is no help about.
+func helpOnly(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	help, _, err := root.Find([]string{"help"})
+	if err != nil {
+		return
+	}
+	help.Run, help.RunE = nil, func(_ *cobra.Command, args []string) error {
+		c, rest, err := root.Find(args)
+		if err != nil || c == root && len(rest) > 0 {
+			return noCommand(root, args)
+		}
+		c.InitDefaultHelpFlag()
+		return c.Help()
+	}
 }
 
 // notEmpty refuses an empty value where a default would go further than what was

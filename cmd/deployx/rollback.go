@@ -47,7 +47,7 @@ done, but stdout did not take the result.`,
 		RunE:              func(c *cobra.Command, args []string) error { return a.rollback(c.Context(), f, args) },
 	}
 	c.Flags().StringVar(&f.batch, "batch", "", "the whole batch with this `id`")
-	c.Flags().IntVar(&f.last, "last", 0, "the newest `N` commands")
+	countVar(c.Flags(), &f.last, "last", "", "the newest `N` commands")
 	c.Flags().BoolVar(&f.all, "all", false, "everything, back to base")
 	registerUndo(c, &f, "keep, refuse or drop")
 	a.session.register(c, false)
@@ -81,7 +81,7 @@ func (f rollbackFlags) target(rec *snapshot.Record, args []string) (session.Targ
 			n++
 		}
 	}
-	if n != 1 || f.last < 0 {
+	if n != 1 {
 		return t, usageError{errors.New("say what to roll back: one ID, --batch ID, --last N or --all")}
 	}
 	if len(args) == 0 {

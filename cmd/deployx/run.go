@@ -52,7 +52,7 @@ not run or what it did is recorded as unfinished.`,
 		RunE: func(c *cobra.Command, args []string) error { return a.run(c.Context(), f, args) },
 	}
 	c.Flags().SetInterspersed(false) // what follows the first word is the command's
-	durationVar(c.Flags(), &f.timeout, "timeout", 0, "stop the command after this time (exit status 124)")
+	limitVar(c.Flags(), &f.timeout, "timeout", "stop the command after this time (exit status 124; 0: never)")
 	c.Flags().BoolVar(&f.noSnapshot, "no-snapshot", false, "run without a rollback point; an older one takes this command with it")
 	c.Flags().StringVar(&f.batch, "batch", "", "count the command to the batch with this `id`")
 	c.Flags().BoolVarP(&f.tty, "tty", "t", false, "run on a terminal of its own")

@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/spf13/pflag"
+
 	"deployx/session"
 )
 
@@ -35,6 +37,25 @@ func parseSize(s string) (int64, error) {
 		return 0, fmt.Errorf("a size is bytes, or a number with K, M, G or T: not %q", s)
 	}
 	return n * unit, nil
+}
+
+// countFlag is a number of things, 0 for any.
+type countFlag int
+
+func countVar(fl *pflag.FlagSet, p *int, name, short, usage string) {
+	fl.VarP((*countFlag)(p), name, short, usage)
+}
+
+func (f *countFlag) String() string { return strconv.Itoa(int(*f)) }
+func (f *countFlag) Type() string   { return "int" }
+
+func (f *countFlag) Set(s string) error {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 0 {
+		return fmt.Errorf("a whole number, 0 or more: not %q", s)
+	}
+	*f = countFlag(n)
+	return nil
 }
 
 // freeFlag is how much of a filesystem must be free: a size, or a share as 5%.

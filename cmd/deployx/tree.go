@@ -29,7 +29,7 @@ type sessionFlags struct {
 	env                  []string
 	wait                 time.Duration
 	unasked              bool // see forUpkeep
-	maxBytes             int64
+	maxBytes             sizeFlag
 	exclude              []string
 	minFree              freeFlag
 	keepLast             int
@@ -39,7 +39,7 @@ type sessionFlags struct {
 func (f *sessionFlags) register(c *cobra.Command, runs bool) {
 	fl := c.Flags()
 	fl.StringVar(&f.onPinned, "on-pinned", "seal", "when a running process holds the tree: seal, share, refuse or stop")
-	durationVar(fl, &f.wait, "wait", 0, "how long to wait for another deployx on this tree (default: for ever)")
+	limitVar(fl, &f.wait, "wait", "how long to wait for another deployx on this tree (0, the default: for ever)")
 	if !runs {
 		return
 	}
@@ -50,10 +50,10 @@ func (f *sessionFlags) register(c *cobra.Command, runs bool) {
 	fl.StringVar(&f.shell, "shell", "", "the `shell` to use (default bash)")
 	fl.StringVar(&f.user, "user", "", "run commands as this `user`")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "set `K=V` for the commands of this call; K alone passes ours on")
-	fl.Int64Var(&f.maxBytes, boundName(c), 0, "copy driver: refuse a tree larger than this many `bytes`")
+	fl.Var(&f.maxBytes, boundName(c), "copy driver: refuse a tree that takes more than this (0: any)")
 	fl.StringArrayVar(&f.exclude, "exclude", nil, "copy driver: leave paths that match this `pattern` alone")
 	if boundName(c) != "max-bytes" {
-		fl.IntVar(&f.keepLast, "keep-last", 0, "let snapshots go that are not among this many newest")
+		countVar(fl, &f.keepLast, "keep-last", "", "let snapshots go that are not among this many newest")
 		fl.Var(&f.keepBytes, "max-bytes", "let the oldest snapshots of a tree go while all of them take more than this")
 	}
 }
@@ -147,7 +147,7 @@ func (a *app) addLocked(ctx context.Context, path string) (snapshot.Tree, error)
 	st := snapshot.NewState(a.stateDir())
 	t := snapshot.Tree{
 		Path: real, Created: time.Now(), Store: session.ChooseStore(real, a.stateDir()),
-		MaxBytes: a.session.maxBytes, Exclude: a.session.exclude,
+		MaxBytes: int64(a.session.maxBytes), Exclude: a.session.exclude,
 	}
 	if t.Driver, err = a.chooseDriver(t); err != nil {
 		return t, err

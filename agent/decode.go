@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"deployx/internal/wire"
 	"deployx/snapshot"
 )
 
@@ -20,8 +21,8 @@ const (
 	maxDepth   = 32      // nested objects and arrays
 	maxCommand = 1 << 20 // bytes of one command; the kernel takes 128 KiB a word
 	maxBatch   = 10_000  // commands
-	maxID      = 200     // bytes of an id
-	maxEnv     = 1_000   // variables
+	maxID      = wire.MaxID
+	maxEnv     = 1_000 // variables
 	maxTimeout = 30 * 24 * time.Hour
 )
 
@@ -163,8 +164,8 @@ func (f *fields) need(name string, limit int) string {
 // id is a name that a backend gave: data, never part of a path.
 func (f *fields) id(name string) string {
 	s := f.text(name, maxID)
-	if strings.IndexFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }) >= 0 {
-		f.wrong(name, "no control characters")
+	if expected := wire.ExpectedOfID(s); expected != "" {
+		f.wrong(name, expected)
 	}
 	return s
 }

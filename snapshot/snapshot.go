@@ -9,6 +9,7 @@ package snapshot
 import (
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -128,8 +129,12 @@ type Holder struct {
 // Who is the process in words, or what holds the tree without one (a mount, the
 // kernel).
 func (h Holder) Who() string {
-	if h.PID == 0 {
-		return h.Name
+	name := h.Name
+	if q := strconv.Quote(name); q != `"`+name+`"` { // a process names itself
+		name = q
 	}
-	return fmt.Sprintf("%s (pid %d)", h.Name, h.PID)
+	if h.PID == 0 {
+		return name
+	}
+	return fmt.Sprintf("%s (pid %d)", name, h.PID)
 }

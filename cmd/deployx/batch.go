@@ -56,6 +56,9 @@ itself failed.`,
 }
 
 func (a *app) batch(ctx context.Context, f batchFlags, name string) error {
+	if expected := wire.ExpectedOfID(f.id); expected != "" {
+		return usageError{fmt.Errorf("--id: expected %s, not %q", expected, f.id)}
+	}
 	if f.id == "" {
 		f.id = uuid.NewString()
 	}
@@ -180,7 +183,7 @@ func (b *batchRun) one(ctx context.Context, s *session.Session, i int, text stri
 		c.Stdin = nil
 	}
 	if !b.app.json {
-		b.app.say("deployx: [%d/%d] %s", i+1, len(b.commands), text)
+		b.app.say("deployx: [%d/%d] %s", i+1, len(b.commands), oneLine(text, 1000))
 	}
 	c.Started = e.started
 	c.Done = func(r session.Result) {

@@ -80,7 +80,7 @@ func (a *app) batches() (ids []string) {
 	for _, m := range list {
 		if !seen[m.BatchID] {
 			seen[m.BatchID] = true
-			ids = append(ids, m.BatchID+"\t"+oneLine(m.Command, 40))
+			ids = append(ids, oneLine(m.BatchID, wire.MaxID)+"\t"+oneLine(m.Command, 40))
 		}
 	}
 	return ids

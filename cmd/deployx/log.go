@@ -72,7 +72,7 @@ func (a *app) log(n int, all bool) error {
 	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
 	for _, m := range list {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t+%d ~%d -%d\t%s\n", //nolint:errcheck // Flush tells
-			short(snapshot.ID(m.SnapshotID)), age(m.AgeSeconds), outcome(m), m.BatchID,
+			short(snapshot.ID(m.SnapshotID)), age(m.AgeSeconds), outcome(m), oneLine(m.BatchID, wire.MaxID),
 			m.Changes.Added, m.Changes.Modified, m.Changes.Deleted, oneLine(title(m), 100))
 	}
 	return w.Flush()
@@ -298,7 +298,7 @@ func (a *app) showText(m wire.Metadata, s snapshot.Snapshot, tail []byte) error 
 	row("snapshot", "%s (%s)", m.SnapshotID, m.State)
 	row("tree", "%s", printable(m.Tree))
 	if m.BatchID != "" {
-		row("batch", "%s, command %d", m.BatchID, m.CommandIndex)
+		row("batch", "%s, command %d", oneLine(m.BatchID, wire.MaxID), m.CommandIndex)
 	}
 	row("command", "%s", strings.ReplaceAll(safe(title(m)), "\n", "\n\t"))
 	row("directory", "%s", printable(m.Dir))

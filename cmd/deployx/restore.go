@@ -107,7 +107,7 @@ func (a *app) tellRestored(t snapshot.Tree, s session.Restored, r session.Recove
 		a.say("deployx: %s is shown again, %d layers, in %s", printable(t.Path), s.Layers, took.Round(100*time.Microsecond))
 	}
 	for _, h := range r.Stale {
-		a.say("deployx: warning: %s (pid %d) works on %s as it was before its layers: restart it", h.Name, h.PID, printable(t.Path))
+		a.say("deployx: warning: %s (pid %d) works on %s as it was before its layers: restart it", printable(h.Name), h.PID, printable(t.Path))
 	}
 	return nil
 }

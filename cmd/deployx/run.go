@@ -64,6 +64,9 @@ func (a *app) run(ctx context.Context, f runFlags, args []string) error {
 	if len(args) == 0 {
 		return usageError{errors.New("nothing to run: deployx run -- COMMAND")}
 	}
+	if expected := wire.ExpectedOfID(f.batch); expected != "" {
+		return usageError{fmt.Errorf("--batch: expected %s, not %q", expected, f.batch)}
+	}
 	c := session.Command{Text: text(args), ID: uuid.NewString(), BatchID: f.batch, NoSnapshot: f.noSnapshot, Timeout: f.timeout}
 	r, err := a.runOne(ctx, c, f.tty)
 	if err != nil {
@@ -207,7 +210,7 @@ func (a *app) circumstances(r session.Result) {
 		a.say("deployx: not covered by undo: %s", mountText(m))
 	}
 	for _, p := range r.Survivors {
-		a.say("deployx: still running: %s (pid %d)", p.Name, p.PID)
+		a.say("deployx: still running: %s (pid %d)", printable(p.Name), p.PID)
 	}
 	if r.Restarted {
 		a.say("deployx: the shell ended; the next command gets a new one")
@@ -246,7 +249,7 @@ func names(hs []snapshot.Holder) string {
 			out[len(out)-1] = strings.TrimSuffix(out[len(out)-1], ")") + ", " + h.How + ")"
 			continue
 		}
-		out = append(out, fmt.Sprintf("%s (pid %d: %s)", h.Name, h.PID, h.How))
+		out = append(out, fmt.Sprintf("%s (pid %d: %s)", printable(h.Name), h.PID, h.How))
 	}
 	return strings.Join(out, ", ")
 }

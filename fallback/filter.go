@@ -23,6 +23,12 @@ type rule struct {
 	dirOnly bool
 }
 
+// CheckExclude tells which of some patterns is none.
+func CheckExclude(patterns []string) error {
+	_, err := newFilter(patterns)
+	return err
+}
+
 func newFilter(patterns []string) (filter, error) {
 	var f filter
 	for _, p := range patterns {

@@ -71,7 +71,7 @@ func (a *app) batch(ctx context.Context, f batchFlags, name string) error {
 		}
 		return err
 	}
-	t, err := a.knownOrNew(ctx)
+	t, err := a.toRun(ctx)
 	if err == nil {
 		err = a.with(ctx, t, func(s *session.Session) error { return b.run(ctx, s) })
 	}

@@ -77,7 +77,7 @@ func (a *app) run(ctx context.Context, f runFlags, args []string) error {
 }
 
 func (a *app) runOne(ctx context.Context, c session.Command, tty bool) (r session.Result, err error) {
-	t, err := a.knownOrNew(ctx)
+	t, err := a.toRun(ctx)
 	if err != nil {
 		return r, err
 	}

@@ -53,7 +53,7 @@ func (a *app) shell(ctx context.Context) error {
 			Hint: "to run commands from a pipe or a file use deployx batch - (or batch FILE)",
 		}
 	}
-	t, err := a.knownOrNew(ctx)
+	t, err := a.toRun(ctx)
 	if err != nil {
 		return err
 	}

@@ -39,6 +39,17 @@ func parseSize(s string) (int64, error) {
 	return n * unit, nil
 }
 
+// boundFlag is a sizeFlag that tells whether it was given.
+type boundFlag struct {
+	sizeFlag
+	given bool
+}
+
+func (f *boundFlag) Set(s string) error {
+	f.given = true
+	return f.sizeFlag.Set(s)
+}
+
 // countFlag is a number of things, 0 for any.
 type countFlag int
 

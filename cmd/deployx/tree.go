@@ -29,7 +29,7 @@ type sessionFlags struct {
 	env                  []string
 	wait                 time.Duration
 	unasked              bool // see forUpkeep
-	maxBytes             sizeFlag
+	maxBytes             boundFlag
 	exclude              []string
 	minFree              freeFlag
 	keepLast             int
@@ -50,7 +50,7 @@ func (f *sessionFlags) register(c *cobra.Command, runs bool) {
 	fl.StringVar(&f.shell, "shell", "", "the `shell` to use (default bash)")
 	fl.StringVar(&f.user, "user", "", "run commands as this `user`")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "set `K=V` for the commands of this call; K alone passes ours on")
-	fl.Var(&f.maxBytes, boundName(c), "copy driver: refuse a tree that takes more than this (0: any)")
+	fl.Var(&f.maxBytes, boundName(c), "copy driver: refuse a tree larger than this (0: any)")
 	fl.StringArrayVar(&f.exclude, "exclude", nil, "copy driver: leave paths that match this `pattern` alone")
 	if boundName(c) != "max-bytes" {
 		countVar(fl, &f.keepLast, "keep-last", "", "let snapshots go that are not among this many newest")
@@ -147,7 +147,7 @@ func (a *app) addLocked(ctx context.Context, path string) (snapshot.Tree, error)
 	st := snapshot.NewState(a.stateDir())
 	t := snapshot.Tree{
 		Path: real, Created: time.Now(), Store: session.ChooseStore(real, a.stateDir()),
-		MaxBytes: int64(a.session.maxBytes), Exclude: a.session.exclude,
+		MaxBytes: int64(a.session.maxBytes.sizeFlag), Exclude: a.session.exclude,
 	}
 	if t.Driver, err = a.chooseDriver(t); err != nil {
 		return t, err
@@ -330,5 +330,8 @@ func (a *app) with(ctx context.Context, t snapshot.Tree, f func(*session.Session
 		return err
 	}
 	err = f(s)
-	return errors.Join(err, s.Close())
+	if e := s.Close(); e != nil && (err == nil || e.Error() != err.Error()) { // told once what is in the way of both
+		err = errors.Join(err, e)
+	}
+	return err
 }

@@ -63,7 +63,7 @@ func (a *Agent) snapshotInfo(ctx context.Context, r *request) (string, any, erro
 		}
 		m := wire.Describe(e, s.Tree(), state(rec, id), time.Now())
 		if n, err := s.Size(ctx, e); err == nil {
-			m.SizeBytes = &n
+			m.SizeBytes = n
 		}
 		return m, nil
 	}()

@@ -277,15 +277,14 @@ func (a *app) show(ctx context.Context, prefix string) error {
 	return a.showText(m, s, tail)
 }
 
-// sizeOf is nil where the layer cannot be looked at, which is no reason to show nothing.
-func (a *app) sizeOf(ctx context.Context, t snapshot.Tree, e snapshot.Snapshot) (n *int64) {
-	err := a.reading(ctx, t, func(s *session.Session) error {
-		size, err := s.Size(ctx, e)
-		n = &size
+// sizeOf is 0 where the layer cannot be looked at, which is no reason to show nothing.
+func (a *app) sizeOf(ctx context.Context, t snapshot.Tree, e snapshot.Snapshot) (n int64) {
+	err := a.reading(ctx, t, func(s *session.Session) (err error) {
+		n, err = s.Size(ctx, e)
 		return err
 	})
 	if err != nil {
-		return nil
+		return 0
 	}
 	return n
 }

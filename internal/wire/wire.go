@@ -226,7 +226,7 @@ type Metadata struct {
 	Changes      snapshot.Counts   `json:"changes"`
 	SplitLinks   []string          `json:"split_links,omitempty"`
 	Driver       string            `json:"driver"`
-	SizeBytes    *int64            `json:"size_bytes,omitempty"` // of its layer, where that was looked at
+	SizeBytes    int64             `json:"size_bytes"` // of its layer, where that was looked at: not in lists
 	SharedWith   string            `json:"shared_with,omitempty"`
 	PinnedBy     []snapshot.Holder `json:"pinned_by,omitempty"`
 	Mode         snapshot.Mode     `json:"mode,omitempty"`

@@ -254,3 +254,43 @@ func TestCommitPinnedChurn(t *testing.T) {
 		t.Errorf("plain: %v", d)
 	}
 }
+
+// TestCommitPinnedAttributes: a commit in a held tree gives a file of base, of which a
+// command has changed the attributes alone, another inode, for it has a name outside.
+// The layer that is still shown finds it all the same when the kernel looks anew.
+func TestCommitPinnedAttributes(t *testing.T) {
+	r := newRigIn(t, testns.NewImage(t, testns.ImageOptions{}).Dir)
+	f := filepath.Join(r.tree, "f")
+	bash(t, r.tree, "echo 1 > f; ln f ../outside")
+	r.run("cd $DEPLOYX_TREE; echo x > x")
+	h := hold(t, r.tree)
+	r.run("chmod 600 f")
+	if err := commitAll(r); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0o200); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := value(f); err != nil || v != "600 1\n" {
+		t.Errorf("%q, %v", v, err)
+	}
+	h.end()
+	if err := r.Session.Close(); err != nil {
+		t.Fatal(err)
+	}
+	unmountAll(t, r.tree)
+	r.reopen()
+	defer func() { // before the image goes
+		if err := r.Session.Close(); err != nil {
+			t.Error(err)
+		}
+		unmountAll(t, r.tree)
+		r.reopen()
+	}()
+	if err := r.exclusively(context.Background(), func() error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := value(f); err != nil || v != "600 1\n" {
+		t.Errorf("after a boot: %q, %v", v, err)
+	}
+}

@@ -183,6 +183,7 @@ func cutMany(t *testing.T, driver, fs string, cuts int) {
 	}
 	log := filepath.Join(t.TempDir(), "log")
 	defer k.leave()
+	before := ""
 	for round := range cuts {
 		k.untilCut(rnd, log, round)
 		k.leave()
@@ -191,8 +192,10 @@ func cutMany(t *testing.T, driver, fs string, cuts int) {
 		last, ops := k.replay(log)
 		k.check(last)
 		if t.Failed() {
+			t.Logf("before that:\n%s", before)
 			t.Fatalf("round %d, the power went in:\n%s", round, ops)
 		}
+		before = ops
 	}
 	t.Logf("cut in: %v", k.found)
 	for _, what := range []string{"run", "rollback", "redo", "gc", "commit", "forget", "restore", "unfinished"} {
@@ -220,7 +223,7 @@ func (k *killer) untilCut(rnd *rand.Rand, log string, round int) {
 	if c.in = cutIn[round%len(cutIn)]; c.in == "restore" && k.driver == fallback.Name {
 		c.in = "" // there is nothing to show
 	}
-	c.held = round%2 == 0 && c.in != "restore" && c.in != "forget" && k.driver == overlay.Name
+	c.held = os.Getenv("DEPLOYX_SOAK") != "" && round%2 == 0 && c.in != "restore" && c.in != "forget" && k.driver == overlay.Name
 	switch {
 	case round%len(cutIn) == 0:
 		c.lines.Store(1 + rnd.Int64N(8))

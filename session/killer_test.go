@@ -98,7 +98,15 @@ func killMany(t *testing.T, driver string, rounds int) {
 	k := &killer{TB: t, dir: testns.NewImage(t, testns.ImageOptions{Size: 256 << 20}).Dir, driver: driver, at: map[snapshot.ID]files{"": {}}, now: files{}, found: map[string]int{}}
 	defer k.leave()
 	before := ""
-	for round := range rounds {
+	missing := func() (ops []string) {
+		for _, what := range []string{"run", "rollback", "commit", "unfinished"} {
+			if k.found[what] == 0 {
+				ops = append(ops, what)
+			}
+		}
+		return ops
+	}
+	for round := 0; round < rounds || round < 3*rounds && len(missing()) > 0; round++ {
 		delay := time.Duration(rnd.Int64N(int64(killerDelay)))
 		was, loose := k.head, slices.Clone(k.loose)
 		k.child(seed+uint64(round), delay)
@@ -111,10 +119,8 @@ func killMany(t *testing.T, driver string, rounds int) {
 		before = ops
 	}
 	t.Logf("killed in: %v", k.found)
-	for _, what := range []string{"run", "rollback", "commit", "unfinished"} {
-		if rounds >= 200 && k.found[what] == 0 {
-			t.Errorf("no kill in the middle of a %s", what)
-		}
+	if ops := missing(); rounds >= 200 && len(ops) > 0 {
+		t.Errorf("no kill in the middle of %q", ops)
 	}
 }
 

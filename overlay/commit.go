@@ -207,11 +207,12 @@ func (d *Driver) loosen(ctx context.Context) error {
 	defer root.Close() //nolint:errcheck // O_PATH
 	var errs []error
 	err = eachName(root, ".", func(path string, _ uint64) {
-		f, err := openBelow(root, path, unix.O_PATH|unix.O_NOFOLLOW)
+		f, err := openBelow(root, path, unix.O_PATH)
+		if missing(err) { // it went meanwhile
+			return
+		}
 		if err != nil {
-			if !errors.Is(err, fs.ErrNotExist) {
-				errs = append(errs, err)
-			}
+			errs = append(errs, err)
 			return
 		}
 		defer f.Close() //nolint:errcheck // O_PATH

@@ -152,3 +152,22 @@ func nextData(f *os.File, at, size int64) int64 {
 	}
 	return n
 }
+
+// parts calls f with each stretch of a file, of data or a hole.
+func parts(from *os.File, at, size int64, f func(at, end int64, hole bool) error) error {
+	for at < size {
+		end := min(nextData(from, at, size), size)
+		hole := end > at
+		if !hole {
+			var err error
+			if end, err = from.Seek(at, unix.SEEK_HOLE); err != nil || end > size {
+				end = size
+			}
+		}
+		if err := f(at, end, hole); err != nil {
+			return err
+		}
+		at = end
+	}
+	return nil
+}

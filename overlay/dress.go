@@ -93,16 +93,11 @@ func copyAcross(ctx context.Context, from, to *os.File) error {
 	if err != nil {
 		return err
 	}
-	size := fi.Size()
-	for at := nextData(from, 0, size); at < size; at = nextData(from, at, size) {
-		end, err := from.Seek(at, unix.SEEK_HOLE)
-		if err != nil {
-			end = size
+	return parts(from, 0, fi.Size(), func(at, end int64, hole bool) error {
+		if hole {
+			return nil
 		}
-		if _, err := io.Copy(io.NewOffsetWriter(to, at), io.NewSectionReader(from, at, end-at)); err != nil {
-			return err
-		}
-		at = end
-	}
-	return nil
+		_, err := io.Copy(io.NewOffsetWriter(to, at), io.NewSectionReader(from, at, end-at))
+		return err
+	})
 }

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -202,15 +201,11 @@ func (d *Driver) resume(ctx context.Context, v snapshot.View, shown snapshot.Lay
 }
 
 func (g *goBack) showOld() error {
-	units, err := g.d.standsOn(g.note.To)
+	layers, err := g.d.StandsOn(g.note.To)
 	if err != nil {
 		return err
 	}
-	v := snapshot.View{Open: g.note.To}
-	for _, u := range slices.Backward(units) {
-		v.Layers = append(v.Layers, u.of...)
-	}
-	_, err = g.d.Show(g.ctx, v)
+	_, err = g.d.Show(g.ctx, snapshot.View{Layers: layers, Open: g.note.To})
 	return err
 }
 

@@ -9,25 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// parts calls f with each stretch of a file, of data or a hole.
-func parts(from *os.File, at, size int64, f func(at, end int64, hole bool) error) error {
-	for at < size {
-		end := min(nextData(from, at, size), size)
-		hole := end > at
-		if !hole {
-			var err error
-			if end, err = from.Seek(at, unix.SEEK_HOLE); err != nil || end > size {
-				end = size
-			}
-		}
-		if err := f(at, end, hole); err != nil {
-			return err
-		}
-		at = end
-	}
-	return nil
-}
-
 // reserve takes the room that the data of from needs in to, as far as the filesystem
 // can do that beforehand. Where blocks are shared (xfs) new ones are needed, too.
 func reserve(from, to *os.File, size int64) error {

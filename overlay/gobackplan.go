@@ -154,7 +154,6 @@ func compareTimes(t unix.Timespec, s stamp) int {
 // copiedUp tells whether e was made of old: overlayfs notes a handle of the file that
 // it copied up (struct ovl_fb). On a filesystem without handles any may have been.
 func copiedUp(e, old *entry) (bool, error) {
-	const head = 5 + 16 // see lowerOf
 	h, _, err := unix.NameToHandleAt(int(old.f.Fd()), "", unix.AT_EMPTY_PATH)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return true, nil
@@ -163,5 +162,9 @@ func copiedUp(e, old *entry) (bool, error) {
 		return false, err
 	}
 	o, err := xattr(e.f, private+"origin")
-	return len(o) > head && int32(o[4]) == h.Type() && bytes.Equal(o[head:], h.Bytes()), err
+	if len(o) <= handleHead || err != nil {
+		return false, err
+	}
+	of := lowerHandle(o)
+	return of.Type() == h.Type() && bytes.Equal(of.Bytes(), h.Bytes()), nil
 }

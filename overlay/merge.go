@@ -381,12 +381,8 @@ func copyBytes(ctx context.Context, from, to *os.File) error {
 			return err
 		}
 	}
-	for at := nextData(from, 0, size); at < size; at = nextData(from, at, size) {
-		end, err := from.Seek(at, unix.SEEK_HOLE)
-		if err != nil {
-			end = size
-		}
-		for at < end {
+	return parts(from, 0, size, func(at, end int64, hole bool) error {
+		for !hole && at < end {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
@@ -400,8 +396,8 @@ func copyBytes(ctx context.Context, from, to *os.File) error {
 			}
 			at += int64(n)
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // smallFile is up to where a read and a write cost less than what finds holes and

@@ -27,6 +27,12 @@ func (s *Session) showAnew(ctx context.Context) error {
 	if s.rec.Head().Open != h.Open { // it was dirty, and is sealed now
 		return nil
 	}
+	return s.replace(ctx, h)
+}
+
+// replace shows h with a fresh open layer in the place of the one that is shown, which
+// is clean.
+func (s *Session) replace(ctx context.Context, h snapshot.Head) error {
 	was := s.rec.Head()
 	h.Replaced, h.Open = was.Open, snapshot.NewLayerID()
 	if err := s.commit(ctx, h); err != nil {

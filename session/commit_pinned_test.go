@@ -154,6 +154,32 @@ func TestCommitPinnedMoved(t *testing.T) {
 	sameTree(t, "plain", want, r.tree)
 }
 
+// TestCommitPinnedDone: a commit that had to wait for the holder leaves no entry of
+// which nobody did anything.
+func TestCommitPinnedDone(t *testing.T) {
+	r := newRig(t)
+	if err := os.MkdirAll(filepath.Join(r.tree, "d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r.run("cd $DEPLOYX_TREE; echo 1 > one")
+	h := hold(t, r.tree)
+	r.run("cd $DEPLOYX_TREE; mv d moved")
+	if c := r.commit(""); !c.Pending {
+		t.Errorf("%+v", c)
+	}
+	want := picture(t, r.tree)
+	three, _ := r.run("cd $DEPLOYX_TREE; echo 3 > three")
+	h.end()
+	if err := r.FinishCommit(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if head := r.rec.Head(); head.Committing != "" || head.Stands != nil || head.Snapshot != three.Snapshot.ID {
+		t.Errorf("%+v, want %s", head, three.Snapshot.ID)
+	}
+	r.rollback(three.Snapshot.ID)
+	r.same("rolled back", want)
+}
+
 // TestCommitPinnedChanged: what is removed or moved between the copy and the
 // commit does not come back, and goes along.
 func TestCommitPinnedChanged(t *testing.T) {

@@ -388,7 +388,7 @@ func (k *killer) agree(last *note, head snapshot.ID, got files) {
 		want = k.withoutLost(want, got)
 		k.must(last, want, got)
 	case last.Op == "rollback" || last.Op == "redo":
-		if redo := k.record().Head().Redo; last.Op == "rollback" {
+		if redo := k.record().Head().Redo; last.Op == "rollback" && len(redo) > 0 {
 			k.keepDropped(redo[len(redo)-1].Snapshot)
 		}
 		k.must(last, k.gone(*last, head, k.entry(head).Parent), got)

@@ -174,9 +174,8 @@ func (s *Session) unpin(ctx context.Context, redo bool) ([]snapshot.Holder, erro
 }
 
 // standAlone shows the layers of the entries in the place of those that the view
-// stands on since it was pinned. The open layer, empty or not, becomes an entry:
-// so nothing is lost that is written to it until the swap. It does nothing while
-// the tree is pinned.
+// stands on since it was pinned. What is in the open layer becomes an entry. It does
+// nothing while the tree is pinned.
 func (s *Session) standAlone(ctx context.Context) error {
 	old := s.rec.Head()
 	if old.Stands == nil || kept(old) {
@@ -186,12 +185,20 @@ func (s *Session) standAlone(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d, err := s.drift(ctx, old, v)
+	dirty, err := s.drv.Dirty(ctx, v)
 	if err != nil {
 		return err
 	}
 	h := s.rec.Head()
-	h.Snapshot, h.Open, h.Stands, h.Redo = d.ID, snapshot.NewLayerID(), nil, nil
+	h.Stands = nil
+	if !dirty {
+		return s.replace(ctx, h)
+	}
+	d, err := s.drift(ctx, old, v)
+	if err != nil {
+		return err
+	}
+	h.Snapshot, h.Open, h.Redo = d.ID, snapshot.NewLayerID(), nil
 	if err := s.commit(ctx, h, d); err != nil {
 		return err
 	}

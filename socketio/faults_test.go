@@ -139,19 +139,15 @@ func TestRealFrozenServer(t *testing.T) {
 		c.connect(t)
 		insist(t, c, "echo")
 		b.Freeze(t)
-		begin := time.Now()
-		if _, err := c.EmitAck(short(t), "echo"); !errors.Is(err, ErrDisconnected) {
+		if _, err := c.EmitAck(short(t), "echo"); !errors.Is(err, ErrDisconnected) { // patience is 2 s, not short's 20 s
 			t.Errorf("a frozen server answered: %v", err)
 		}
 		if err := wait(t, c.disconnects, "disconnect"); !errors.Is(err, ErrHeartbeat) {
 			t.Errorf("disconnected by %v", err)
 		}
-		if d := time.Since(begin); d > 5*time.Second {
-			t.Errorf("noticed after %v, patience is 1 s", d)
-		}
 		b.Thaw(t)
 		insist(t, c, "echo")
-	}, "PING_INTERVAL=500", "PING_TIMEOUT=500")
+	}, "PING_INTERVAL=1000", "PING_TIMEOUT=1000")
 }
 
 func TestRealFrozenServerDoesNotHoldUpTheEnd(t *testing.T) {
@@ -167,7 +163,7 @@ func TestRealFrozenServerDoesNotHoldUpTheEnd(t *testing.T) {
 		}
 		begin := time.Now()
 		c.stop()
-		if d := time.Since(begin); d > 2*time.Second {
+		if d := time.Since(begin); d > 4*time.Second { // a polite close of a WebSocket would take 5 s
 			t.Errorf("Run took %v to end", d)
 		}
 	})
@@ -177,12 +173,12 @@ func TestRealHeartbeat(t *testing.T) {
 	eachReal(t, func(t *testing.T, b *backends.Backend, transports []string) {
 		c := startClient(t, Config{URL: b.URL(), Transports: transports})
 		c.connect(t)
-		time.Sleep(1500 * time.Millisecond) // the only thing to wait for is that nothing happens
+		time.Sleep(2500 * time.Millisecond) // the only thing to wait for is that nothing happens
 		if len(c.disconnects) != 0 {
 			t.Fatalf("an idle connection was lost: %v", <-c.disconnects)
 		}
 		insist(t, c, "echo")
-	}, "PING_INTERVAL=200", "PING_TIMEOUT=200")
+	}, "PING_INTERVAL=200", "PING_TIMEOUT=1000")
 }
 
 func TestRealHandshakeRefused20Times(t *testing.T) {

@@ -32,6 +32,16 @@ func wait[T any](t testing.TB, c <-chan T, what string) T {
 	}
 }
 
+// until waits for what has no channel.
+func until(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(soon); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("no %s within %v", what, soon)
+		}
+	}
+}
+
 func short(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), soon)
 	t.Cleanup(cancel)

@@ -137,19 +137,29 @@ func TestRetryAfter(t *testing.T) {
 // TestBackoffCountsUntilStable: connections that do not last make the waits
 // grow, one that lasts starts anew.
 func TestBackoffCountsUntilStable(t *testing.T) {
-	for stable, grows := range map[time.Duration]bool{time.Hour: true, time.Nanosecond: false} {
-		s, url := startServer(t, ServerConfig{})
-		s.Of("/").OnConnect(func(s *Socket) { s.Disconnect(true) })
+	s, url := startServer(t, ServerConfig{})
+	s.Of("/").OnConnect(func(s *Socket) { s.Disconnect(true) })
+	took := func(stable time.Duration) time.Duration {
 		c := startClient(t, Config{URL: url, Backoff: Backoff{Min: 10 * time.Millisecond, Max: 10 * time.Second, Stable: stable}})
+		defer c.stop()
 		begin := time.Now()
 		for range 6 {
 			c.connect(t)
 		}
-		// 5 waits: 10+20+40+80+160 ms, or 5 of 10 ms, each ± 50 %.
-		if d := time.Since(begin); (d >= 155*time.Millisecond) != grows {
-			t.Errorf("stable after %v: 5 waits took %v", stable, d)
-		}
-		c.stop()
+		return time.Since(begin)
+	}
+	// 5 waits: 10+20+40+80+160 ms, or 5 of 10 ms, each ± 50 %. They are never
+	// shorter; a busy machine makes them longer.
+	const grown = 155 * time.Millisecond
+	if d := took(time.Hour); d < grown {
+		t.Errorf("5 waits took %v, though no connection was stable", d)
+	}
+	least := took(time.Nanosecond)
+	for tries := 1; least >= grown && tries < 20; tries++ {
+		least = min(least, took(time.Nanosecond))
+	}
+	if least >= grown {
+		t.Errorf("5 waits took %v, though all connections were stable", least)
 	}
 }
 

@@ -142,8 +142,11 @@ func TestRealNamespaces(t *testing.T) {
 		mute := startClient(t, Config{
 			URL: b.URL(), Namespace: "/mute", Transports: transports, ConnectTimeout: 300 * time.Millisecond,
 		})
-		for range 2 {
-			if err := wait(t, mute.errors, "timeout"); !errors.Is(err, ErrConnectTimeout) {
+		for n := 0; n < 2; { // a busy machine may be too slow to open the transport, too
+			err := wait(t, mute.errors, "timeout")
+			if errors.Is(err, ErrConnectTimeout) {
+				n++
+			} else if !strings.Contains(err.Error(), "no answer within") && !errors.Is(err, context.DeadlineExceeded) {
 				t.Fatalf("got %v", err)
 			}
 		}

@@ -62,11 +62,7 @@ func TestRooms(t *testing.T) {
 		c.stop()
 	}
 	gone(t, s)
-	for deadline := time.Now().Add(soon); len(n.Sockets("")) > 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("sockets are left")
-		}
-	}
+	until(t, "end of the sockets", func() bool { return len(n.Sockets("")) == 0 })
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if len(n.rooms) != 0 {
@@ -137,9 +133,7 @@ func TestServerDropsSlowClientAtBroadcast(t *testing.T) {
 	_, b := s, bare{t, url + "/socket.io/"}
 	_, q := b.session() // joins, and never polls
 	b.want("POST", q, "40", 200, "ok")
-	for len(s.Of("/").Sockets("")) == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	until(t, "CONNECT", func() bool { return len(s.Of("/").Sockets("")) > 0 })
 	block := strings.Repeat("x", 300_000)
 	for range 10 {
 		if err := s.Of("/").Broadcast("", nil, "e", block); err != nil {
@@ -167,7 +161,7 @@ func TestFaults(t *testing.T) {
 	t.Run("mute", func(t *testing.T) {
 		var asked onceFlag
 		_, url := startServer(t, ServerConfig{Faults: Faults{Mute: func(string) bool { return asked.first() }}})
-		c := startClient(t, Config{URL: url, ConnectTimeout: 100 * time.Millisecond})
+		c := startClient(t, Config{URL: url, ConnectTimeout: time.Second})
 		if err := wait(t, c.errors, "error"); !errors.Is(err, ErrConnectTimeout) {
 			t.Fatalf("got %v", err)
 		}

@@ -6,7 +6,7 @@ import (
 )
 
 func TestSuiteConnect(t *testing.T) {
-	_, b := suiteServer(t)
+	_, b := suiteServer(t, ServerConfig{})
 	for _, v := range []struct{ connect, answer, auth string }{
 		{"40", "40{", `42["auth",{}]`},
 		{`40{"token":"123"}`, "40{", `42["auth",{"token":"123"}]`},
@@ -27,25 +27,29 @@ func TestSuiteConnect(t *testing.T) {
 }
 
 func TestSuiteBadConnect(t *testing.T) {
-	_, b := suiteServer(t)
+	_, b := suiteServer(t, ServerConfig{})
 	for _, first := range []string{"4abc", `42["message"]`, "4", `40[]`, `44"x"`} {
 		w := b.ws()
 		w.send(first)
 		w.closed()
 	}
-	b.ws().closed() // no CONNECT at all
 	w := b.joined()
 	w.send("40")
 	w.closed()
 }
 
+func TestSuiteNoConnect(t *testing.T) {
+	_, b := suiteServer(t, ServerConfig{ConnectTimeout: hasty.ConnectTimeout})
+	b.ws().closed()
+}
+
 func TestSuiteDisconnect(t *testing.T) {
-	_, b := suiteServer(t)
+	_, b := suiteServer(t, ServerConfig{})
 	w := b.joined()
 	w.send("41")
-	if f := wait(t, w.frames, "ping"); string(f.data) != "2" { // the session goes on
-		t.Fatalf("got %q", f.data)
-	}
+	w.send("40") // the session goes on
+	w.next()
+	w.expect(`42["auth",{}]`)
 	w = b.joined()
 	w.send("40/custom")
 	w.next()
@@ -57,7 +61,7 @@ func TestSuiteDisconnect(t *testing.T) {
 }
 
 func TestSuiteMessages(t *testing.T) {
-	_, b := suiteServer(t)
+	_, b := suiteServer(t, ServerConfig{})
 	w := b.joined()
 	w.send(`42["message",1,"2",{"3":[true]}]`)
 	w.expect(`42["message-back",1,"2",{"3":[true]}]`)
@@ -81,7 +85,7 @@ func TestSuiteMessages(t *testing.T) {
 }
 
 func TestSuiteInvalidMessages(t *testing.T) {
-	_, b := suiteServer(t)
+	_, b := suiteServer(t, ServerConfig{})
 	for _, bad := range []string{
 		"4abc", "42{}", `42abc["message-with-ack",1]`, `42["connect"]`, "42[]", `43["no id"]`, `44"x"`,
 		`451-["message",{"_placeholder":true,"num":0}]` + "", "0", "2", "5",

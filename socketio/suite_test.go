@@ -25,11 +25,16 @@ type bare struct {
 	base string // URL of the endpoint
 }
 
-// suiteServer has the settings of the official suites.
-func suiteServer(t *testing.T) (*Server, bare) {
-	s, url := startServer(t, ServerConfig{
-		PingInterval: 300 * time.Millisecond, PingTimeout: 200 * time.Millisecond, ConnectTimeout: 1000 * time.Millisecond,
-	})
+// hasty are the times of the official suites.
+var hasty = ServerConfig{
+	PingInterval: 300 * time.Millisecond, PingTimeout: 200 * time.Millisecond, ConnectTimeout: 1000 * time.Millisecond,
+}
+
+// suiteServer plays the server of the official suites. With times that are not
+// hasty, all else can be tested without a heartbeat in between, and what is
+// closed was not closed for the want of a pong.
+func suiteServer(t *testing.T, cfg ServerConfig) (*Server, bare) {
+	s, url := startServer(t, cfg)
 	for _, n := range []*Namespace{s.Of("/"), s.Of("/custom")} {
 		n.OnConnect(func(s *Socket) {
 			auth := s.Auth()
@@ -82,6 +87,35 @@ func (b bare) session() (sid, query string) {
 		b.t.Fatal(err)
 	}
 	return h.SID, pollQuery + "&sid=" + h.SID
+}
+
+// polling waits until a GET of the session waits for something to come.
+func polling(t *testing.T, s *Server, sid string) {
+	t.Helper()
+	s.mu.Lock()
+	c := s.sessions[sid]
+	s.mu.Unlock()
+	until(t, "GET", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.polling != nil
+	})
+}
+
+// heard polls until text has come, and returns all that came.
+func (b bare) heard(query, text string) string {
+	b.t.Helper()
+	var all []string
+	for {
+		status, body := b.do("GET", query, "")
+		if status != 200 {
+			b.t.Fatalf("%d %s, after %q", status, body, all)
+		}
+		all = append(all, body)
+		if strings.Contains(body, text) {
+			return strings.Join(all, "\x1e")
+		}
+	}
 }
 
 // want checks an answer.

@@ -65,7 +65,7 @@ func TestOutputIsRepairedAfterACut(t *testing.T) {
 		t.Run(fmt.Sprint("silent=", silent), func(t *testing.T) {
 			b := newBackend(t, socketio.ServerConfig{})
 			b.silent.Store(silent)
-			startAgent(t, b, newHost(t))
+			startAgent(t, b, newHost(t), unheard)
 			b.registered(1)
 			const n = 3 << 20
 			b.send("execute_command", obj{"command_id": "c", "command": fmt.Sprintf(`out %d "y"`, n)})

@@ -53,9 +53,19 @@ func wakeUps(t *testing.T, pid int) (n int) {
 	return n
 }
 
-// sleeps waits until a process has come to rest, and counts its wake-ups from
-// then on.
+// sleeps is the least of some counts: what wakes it by itself does so in each.
 func sleeps(t *testing.T, pid int) int {
+	t.Helper()
+	least := sleepsOnce(t, pid)
+	for tries := 1; least > 0 && tries < 3; tries++ {
+		least = min(least, sleepsOnce(t, pid))
+	}
+	return least
+}
+
+// sleepsOnce waits until a process has come to rest, and counts its wake-ups from
+// then on.
+func sleepsOnce(t *testing.T, pid int) int {
 	t.Helper()
 	for end, last := time.Now().Add(soon), -1; ; {
 		now := wakeUps(t, pid)

@@ -37,6 +37,7 @@ func expire(t *testing.T, r *rig) {
 	r.rollback(undone.Snapshot.ID)
 	time.Sleep(20 * time.Millisecond) //nolint:forbidigo // age is what is tested
 	start := time.Now()
+	time.Sleep(500 * time.Millisecond) //nolint:forbidigo // likewise: longer than it takes to come from an age to a time
 	p0 := picture(t, r.tree)
 	a, _ := r.run("echo a > a")
 	p1 := picture(t, r.tree)

@@ -201,7 +201,7 @@ func TestInterruptBeforeStart(t *testing.T) {
 			}
 			s.Interrupt()
 		})
-		r, err := s.Run(t.Context(), Command{Text: "sleep 0.5"})
+		r, err := s.Run(t.Context(), Command{Text: "sleep 10"})
 		wait.Wait()
 		if err != nil || !r.Interrupted || r.ExitCode != exitInterrupt {
 			t.Fatalf("%d %v %v", r.ExitCode, r.Interrupted, err)

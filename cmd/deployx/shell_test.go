@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
@@ -225,9 +224,8 @@ func TestShellInterrupt(t *testing.T) {
 	if got := p.file("never"); !strings.Contains(got, "no such file") {
 		t.Errorf("what followed was run: %q", got)
 	}
-	p.types("while :; do :; done\r")
-	p.sees("done\n")
-	time.Sleep(100 * time.Millisecond) // until it is in the loop, which shows nothing
+	p.types("while :; do : >loops; done\r")
+	p.waitsFor("loops")
 	p.types(ctrlC)
 	p.sees(`\[130\] \$ $`)
 

@@ -252,7 +252,7 @@ func (a *Agent) rollBack(ctx context.Context, s Session, b rollback, asked bool)
 	u, err := s.Rollback(ctx, session.Target{ID: b.ID, Batch: b.Batch}, b.options())
 	done := a.rolledBack(b, u, err)
 	if err == nil {
-		done.Restarted, done.Warning = a.restartStale(ctx, b, u)
+		done.Restarted, done.NotRestarted, done.Warning = a.restartStale(ctx, b, u)
 	}
 	a.reportRollback(b, done)
 	return u, err
@@ -260,16 +260,16 @@ func (a *Agent) rollBack(ctx context.Context, s Session, b rollback, asked bool)
 
 // restartStale restarts the services that go on with what was undone, if that
 // was asked for. The undo is done whatever comes of it.
-func (a *Agent) restartStale(ctx context.Context, b rollback, u session.Undo) (units []string, warning string) {
+func (a *Agent) restartStale(ctx context.Context, b rollback, u session.Undo) (units []string, not []session.NotRestarted, warning string) {
 	if !b.Restart || b.DryRun {
-		return nil, ""
+		return nil, nil, ""
 	}
-	units, err := session.RestartStale(ctx, u.Stale)
-	if err != nil {
+	units, not = session.RestartStale(ctx, u.Stale)
+	if err := session.RestartError(not); err != nil {
 		a.log.WithError(err).WithField("tree", b.Tree).Warn("Not all stale processes were restarted")
 		warning = err.Error()
 	}
-	return units, warning
+	return units, not, warning
 }
 
 // name says what is undone.

@@ -265,48 +265,63 @@ func unitIn(cgroup string) string {
 // restartWait bounds how long systemctl may take.
 const restartWait = 2 * time.Minute
 
-// RestartStale restarts the units that stale processes belong to, each once. It
-// returns those that were restarted. Processes that belong to no service are
-// named in the error; so is why systemd could not do it.
-func RestartStale(ctx context.Context, stale []Stale) (units []string, err error) {
-	var loose []snapshot.Holder
+// A NotRestarted is what --restart-stale could not restart, and why.
+type NotRestarted struct {
+	Unit  string `json:"unit,omitempty"` // or a process that belongs to none:
+	PID   int    `json:"pid,omitempty"`
+	Name  string `json:"name,omitempty"`
+	Error string `json:"error"`
+}
+
+// RestartStale restarts the units that stale processes belong to, each once and by
+// itself, so that it can be told which one would not. It returns the names of those
+// that were restarted, and what was not.
+func RestartStale(ctx context.Context, stale []Stale) (units []string, not []NotRestarted) {
+	ctx, cancel := context.WithTimeout(ctx, restartWait)
+	defer cancel()
+	asked := map[string]bool{}
 	for _, p := range stale {
-		switch {
-		case !strings.HasSuffix(p.Unit, ".service"):
-			if !slices.ContainsFunc(loose, func(h snapshot.Holder) bool { return h.PID == p.PID }) {
-				loose = append(loose, snapshot.Holder{PID: p.PID, Name: p.Name, How: p.Why, Path: p.Path})
-			}
-		case !slices.Contains(units, p.Unit):
+		service := strings.HasSuffix(p.Unit, ".service")
+		who := p.Unit
+		if !service {
+			who = strconv.Itoa(p.PID)
+		}
+		if asked[who] {
+			continue
+		}
+		asked[who] = true
+		if !service {
+			not = append(not, NotRestarted{PID: p.PID, Name: p.Name, Error: "it belongs to no systemd service"})
+		} else if err := restart(ctx, p.Unit); err != nil {
+			not = append(not, NotRestarted{Unit: p.Unit, Error: err.Error()})
+		} else {
 			units = append(units, p.Unit)
 		}
 	}
-	if len(units) > 0 {
-		if err := systemctl(ctx, units); err != nil {
-			return nil, err
-		}
-	}
-	if len(loose) > 0 {
-		return units, &snapshot.Error{
-			Code: snapshot.CodeUnsupported, Msg: "the rollback is done, but these belong to no systemd service and were not restarted:",
-			Holders: loose, Hint: "restart them by hand",
-		}
-	}
-	return units, nil
+	return units, not
 }
 
-func systemctl(ctx context.Context, units []string) error {
-	ctx, cancel := context.WithTimeout(ctx, restartWait)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, "systemctl", append([]string{"restart", "--"}, units...)...).CombinedOutput()
-	if err == nil {
+func restart(ctx context.Context, unit string) error {
+	out, err := exec.CommandContext(ctx, "systemctl", "restart", "--", unit).CombinedOutput()
+	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+		return errors.New("this host has no systemctl")
+	}
+	if err != nil {
+		return fmt.Errorf("systemctl restart: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// RestartError is the error of an undo that is done, where some of what goes on with
+// the old files was not restarted; nil if all was.
+func RestartError(not []NotRestarted) error {
+	if len(not) == 0 {
 		return nil
 	}
-	hint := "restart by hand: " + strings.Join(units, ", ")
-	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
-		hint = "this host has no systemctl; " + hint
+	e := &snapshot.Error{Code: snapshot.CodeUnsupported, Msg: "it is done, but not all that goes on with the files before was restarted:", Hint: "restart them by hand"}
+	for _, n := range not {
+		who := snapshot.Holder{PID: n.PID, Name: n.Name + n.Unit}.Who()
+		e.Candidates = append(e.Candidates, who+": "+n.Error)
 	}
-	return &snapshot.Error{
-		Code: snapshot.CodeUnsupported, Msg: "the rollback is done, but systemd did not restart what is stale",
-		Err: fmt.Errorf("systemctl restart: %w %s", err, bytes.TrimSpace(out)), Hint: hint,
-	}
+	return e
 }

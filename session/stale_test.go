@@ -6,11 +6,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"deployx/internal/testns"
-	"deployx/snapshot"
 )
 
 // server starts a program from the tree that has a file of it open, and waits
@@ -113,27 +113,40 @@ func TestRestartStale(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "systemctl"), []byte(fake), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	units, err := RestartStale(context.Background(), []Stale{{PID: 1, Unit: "a.service"}, {PID: 2, Unit: "a.service"}, {PID: 3, Unit: "b@1.service"}})
-	if err != nil || strings.Join(units, " ") != "a.service b@1.service" {
-		t.Errorf("%q %v", units, err)
-	}
-	units, err = RestartStale(context.Background(), []Stale{{PID: 1, Unit: "a.service"}, {PID: 7, Name: "x", Unit: "session-1.scope"}, {PID: 8, Name: "y"}})
-	var e *snapshot.Error
-	if !errors.As(err, &e) || len(e.Holders) != 2 || len(units) != 1 {
-		t.Errorf("%q %v", units, err)
-	}
-	if _, err = RestartStale(context.Background(), []Stale{{PID: 1, Unit: "bad.service"}}); err == nil || !strings.Contains(err.Error(), "no such unit") {
-		t.Error(err)
-	}
-	if units, err := RestartStale(context.Background(), nil); err != nil || len(units) > 0 {
-		t.Error(units, err)
-	}
-	b, err := os.ReadFile(filepath.Join(dir, "told"))
-	if want := "restart -- a.service b@1.service\nrestart -- a.service\nrestart -- bad.service\n"; err != nil || string(b) != want {
-		t.Errorf("told %q, %v", b, err)
+	for _, c := range []struct {
+		stale       []Stale
+		units, told string
+		not         []NotRestarted
+	}{
+		{nil, "", "", nil},
+		{[]Stale{{PID: 1, Unit: "a.service"}, {PID: 2, Unit: "a.service"}, {PID: 3, Unit: "b@1.service"}}, "a.service b@1.service", "restart -- a.service\nrestart -- b@1.service\n", nil},
+		{
+			[]Stale{{PID: 7, Name: "x", Unit: "session-1.scope"}, {PID: 1, Unit: "a.service"}, {PID: 7, Name: "x"}, {PID: 8, Name: "y"}},
+			"a.service", "restart -- a.service\n",
+			[]NotRestarted{{PID: 7, Name: "x", Error: "it belongs to no systemd service"}, {PID: 8, Name: "y", Error: "it belongs to no systemd service"}},
+		},
+		{
+			[]Stale{{PID: 1, Unit: "bad.service"}, {PID: 2, Unit: "a.service"}},
+			"a.service", "restart -- bad.service\nrestart -- a.service\n",
+			[]NotRestarted{{Unit: "bad.service", Error: "systemctl restart: exit status 5: no such unit"}},
+		},
+	} {
+		told := filepath.Join(dir, "told")
+		if err := os.WriteFile(told, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		units, not := RestartStale(context.Background(), c.stale)
+		b, err := os.ReadFile(told)
+		if err != nil || strings.Join(units, " ") != c.units || string(b) != c.told || !slices.Equal(not, c.not) {
+			t.Errorf("%+v: restarted %q, not %+v; told %q, %v", c.stale, units, not, b, err)
+		}
 	}
 	t.Setenv("PATH", filepath.Join(dir, "empty"))
-	if _, err := RestartStale(context.Background(), []Stale{{PID: 1, Unit: "a.service"}}); err == nil || !strings.Contains(err.Error(), "no systemctl") {
+	_, not := RestartStale(context.Background(), []Stale{{PID: 1, Unit: "a.service"}})
+	if err := RestartError(not); err == nil || !strings.Contains(err.Error(), "a.service: this host has no systemctl") {
+		t.Error(err)
+	}
+	if err := RestartError(nil); err != nil {
 		t.Error(err)
 	}
 }

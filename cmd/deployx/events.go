@@ -34,6 +34,21 @@ func (a *app) result(v any) error {
 	return nil
 }
 
+// tellEvent is result, or encode for a dry run, after which nothing is done.
+func (a *app) tellEvent(v any, dry bool) error {
+	if dry {
+		return a.encode(v)
+	}
+	return a.result(v)
+}
+
+// wasDone holds for the error of something that was done all the same, and told.
+func wasDone(err error) bool {
+	var told untold
+	var stale stillStale
+	return errors.As(err, &told) || errors.As(err, &stale)
+}
+
 // failureEvent is the event of a command that prints one object with --json, also
 // where it is refused: "" for a listing. Those that are not here have one of their own.
 func failureEvent(command string) (event string, ok bool) {
@@ -51,9 +66,8 @@ func failureEvent(command string) (event string, ok bool) {
 // tellFailure prints the object of a command that was refused or failed.
 func (a *app) tellFailure(ran *cobra.Command, err error) {
 	var usage usageError
-	var done untold
 	var told exitStatus
-	if err == nil || !a.json || ran == nil || errors.As(err, &usage) || errors.As(err, &done) || errors.As(err, &told) {
+	if err == nil || !a.json || ran == nil || errors.As(err, &usage) || wasDone(err) || errors.As(err, &told) {
 		return
 	}
 	event, ok := failureEvent(ran.Name())

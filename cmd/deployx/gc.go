@@ -36,12 +36,10 @@ another deployx works on is skipped after a second, or after --wait; no tree is
 shown or unmounted, and nothing is said of one that has nothing to let go. Without
 an agent, deployx install lets systemd call that every hour.
 
-Exit status: 0 done; 1 refused or failed, with --all in one of the trees; 2 usage.`,
+Exit status: 0 done; 1 refused or failed, with --all in one of the trees; 2 usage; 3
+done, but stdout did not take the result.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if keep.Last < 0 {
-				return usageError{errors.New("--keep-last is a number of snapshots, 0 for any")}
-			}
 			if all && a.tree != "" {
 				return usageError{errors.New("say --all, or which tree with --tree")}
 			}
@@ -56,7 +54,7 @@ Exit status: 0 done; 1 refused or failed, with --all in one of the trees; 2 usag
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "every known tree")
-	c.Flags().IntVar(&keep.Last, "keep-last", 0, "keep only this `many` newest (0: any number)")
+	countVar(c.Flags(), &keep.Last, "keep-last", "", "keep only this `many` newest (0: any number)")
 	c.Flags().SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName { return pflag.NormalizedName(renamed(name)) })
 	c.Flags().Var(&size, "max-bytes", "keep only the newest that together take no more than this (0: any number)")
 	durationVar(c.Flags(), &keep.Age, "keep-for", 24*time.Hour, "keep snapshots younger than this")
@@ -76,7 +74,7 @@ func (a *app) gc(ctx context.Context, keep session.Retention, dry bool) error {
 		return err
 	}
 	if a.json {
-		return a.encode(cleaned(t, x, dry))
+		return a.tellEvent(cleaned(t, x, dry), dry)
 	}
 	a.say("deployx: %s", cleanedText(x, dry))
 	return nil
@@ -87,7 +85,7 @@ const upkeepWait = time.Second
 
 func (a *app) gcAll(ctx context.Context, keep session.Retention, dry bool) error {
 	a.session.forUpkeep(a.session.wait)
-	var errs []error
+	var failed, untold []error
 	if err := snapshot.NewState(a.stateDir()).Each(func(t snapshot.Tree, err error) {
 		var x session.Expired
 		if err == nil && ctx.Err() != nil {
@@ -100,14 +98,18 @@ func (a *app) gcAll(ctx context.Context, keep session.Retention, dry bool) error
 			x, err = a.collect(ctx, t, keep, dry)
 		}
 		if err != nil {
-			errs = append(errs, a.notCleaned(t, err))
+			failed = append(failed, a.notCleaned(t, err))
 		} else {
-			errs = append(errs, a.tellCleaned(t, x, dry))
+			untold = append(untold, a.tellCleaned(t, x, dry))
 		}
 	}); err != nil {
 		return err
 	}
-	return errors.Join(append(errs, ctx.Err())...)
+	err, told := errors.Join(append(failed, ctx.Err())...), errors.Join(untold...)
+	if err != nil && told != nil {
+		told = errors.New(told.Error()) // what failed decides the exit status
+	}
+	return errors.Join(err, told)
 }
 
 func (a *app) collect(ctx context.Context, t snapshot.Tree, keep session.Retention, dry bool) (x session.Expired, err error) {
@@ -122,7 +124,7 @@ func (a *app) collect(ctx context.Context, t snapshot.Tree, keep session.Retenti
 
 func (a *app) tellCleaned(t snapshot.Tree, x session.Expired, dry bool) error {
 	if a.json {
-		return a.encode(cleaned(t, x, dry))
+		return a.tellEvent(cleaned(t, x, dry), dry)
 	}
 	if len(x.Snapshots)+len(x.Undone)+x.Discarded > 0 {
 		a.say("deployx: %s: %s", printable(t.Path), cleanedText(x, dry))

@@ -33,6 +33,9 @@ const (
 	exitUsage   = 2
 	// exitUntold: it was done, but stdout did not take the result.
 	exitUntold = 3
+	// exitStale: it was undone or done again, but not all that goes on with the old
+	// files was restarted.
+	exitStale  = 4
 	exitFailed = 125
 	// exitInterrupted is that of a shell that died of SIGINT: before the command
 	// ran, for then it has a status of its own.
@@ -93,6 +96,7 @@ func (a *app) status(ran *cobra.Command, err error) int {
 	var code exitStatus
 	var usage usageError
 	var quiet untold
+	var stale stillStale
 	switch {
 	case err == nil:
 		return 0
@@ -109,6 +113,8 @@ func (a *app) status(ran *cobra.Command, err error) int {
 		return exitUsage
 	case errors.As(err, &quiet):
 		return exitUntold
+	case errors.As(err, &stale):
+		return exitStale
 	}
 	return exitRefused
 }
@@ -167,7 +173,8 @@ func (a *app) root() *cobra.Command {
   deployx commit              # keep it all for good: a plain directory again
 
 Exit status: 0; 1 refused or failed, and nothing was changed; 2 usage; 3 done, but
-stdout did not take the result. run, batch and shell differ: see their help.`,
+stdout did not take the result; 4 done, but --restart-stale did not restart all.
+run, batch and shell differ: see their help.`,
 		SilenceErrors: true, SilenceUsage: true, SuggestionsMinimumDistance: 2,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 		Args:              cobra.ArbitraryArgs,
@@ -245,6 +252,9 @@ func (a *app) versionCmd() *cobra.Command {
 
 Exit status: 0; 2 usage.`,
 		RunE: func(*cobra.Command, []string) error {
+			if a.json {
+				return a.encode(map[string]any{"version": version, "record_version": snapshot.Version})
+			}
 			_, err := fmt.Fprintf(a.out, "deployx %s (record version %d)\n", version, snapshot.Version)
 			return err
 		},

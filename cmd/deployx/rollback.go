@@ -39,10 +39,12 @@ changed as well, --drift refuse refuses if there is any. A tree that running
 processes hold is put back in place, and they are named: what they have open stays
 the old file. With --on-pinned share or refuse the rollback is refused instead, and
 with stop they are ended first. Processes that go on with files that were undone are
-named afterwards; --restart-stale restarts their services.
+named afterwards; --restart-stale restarts their services, and names what it could
+not restart.
 
 Exit status: 0 done; 1 refused or failed, and the tree is as it was; 2 usage; 3
-done, but stdout did not take the result.`,
+done, but stdout did not take the result; 4 done, but --restart-stale did not
+restart all that it should have.`,
 		ValidArgsFunction: a.completeID(false),
 		RunE:              func(c *cobra.Command, args []string) error { return a.rollback(c.Context(), f, args) },
 	}
@@ -111,8 +113,8 @@ func (a *app) rollback(ctx context.Context, f rollbackFlags, args []string) erro
 			return err
 		}
 		r := wire.Rollback(u)
-		r.Restarted, err = f.restartStale(ctx, u)
-		return errors.Join(a.undone(u, r, string(target.ID), f.batch), err)
+		r.Restarted, r.NotRestarted = f.restartStale(ctx, u)
+		return errors.Join(a.undone(u, r, string(target.ID), f.batch), notRestarted(r.NotRestarted))
 	})
 	return a.undoFailed(f, args, err)
 }
@@ -121,10 +123,7 @@ func (a *app) rollback(ctx context.Context, f rollbackFlags, args []string) erro
 func (a *app) undone(u session.Undo, r wire.RolledBack, id, batch string) error {
 	if a.json {
 		r.Event, r.SnapshotID, r.BatchID = "rollback_completed", id, batch
-		if u.DryRun {
-			return a.encode(r)
-		}
-		return a.result(r)
+		return a.tellEvent(r, u.DryRun)
 	}
 	verb := "rolled back"
 	if u.DryRun {
@@ -137,8 +136,7 @@ func (a *app) undone(u session.Undo, r wire.RolledBack, id, batch string) error 
 // undoFailed prints the event of a rollback that was refused.
 func (a *app) undoFailed(f rollbackFlags, args []string, err error) error {
 	var usage usageError
-	var done untold
-	if err == nil || !a.json || errors.As(err, &usage) || errors.As(err, &done) {
+	if err == nil || !a.json || errors.As(err, &usage) || wasDone(err) {
 		return err
 	}
 	r := wire.RolledBack{Event: "rollback_completed", BatchID: f.batch, RolledBack: []string{}, Error: err.Error(), Code: string(snapshot.CodeOf(err))}
@@ -218,11 +216,21 @@ func (a *app) tellStale(u session.Undo) {
 
 // restartStale restarts what is stale, if that was asked for. The undo is done
 // whatever comes of it.
-func (f rollbackFlags) restartStale(ctx context.Context, u session.Undo) ([]string, error) {
+func (f rollbackFlags) restartStale(ctx context.Context, u session.Undo) ([]string, []session.NotRestarted) {
 	if !f.restart || u.DryRun {
 		return nil, nil
 	}
 	return session.RestartStale(ctx, u.Stale)
+}
+
+// stillStale is the error of an undo that was done, but for a restart.
+type stillStale struct{ error }
+
+func notRestarted(not []session.NotRestarted) error {
+	if err := session.RestartError(not); err != nil {
+		return stillStale{err}
+	}
+	return nil
 }
 
 func (a *app) redoCmd() *cobra.Command {
@@ -235,7 +243,8 @@ something new has been run. What others changed since the rollback is kept, or
 where that cannot be the redo is refused, as for rollback.
 
 Exit status: 0 done; 1 refused or failed, and the tree is as it was; 2 usage; 3
-done, but stdout did not take the result.`,
+done, but stdout did not take the result; 4 done, but --restart-stale did not
+restart all that it should have.`,
 		RunE: func(c *cobra.Command, args []string) error { return a.redo(c.Context(), f, args) },
 	}
 	registerUndo(c, &f, "keep or refuse")
@@ -264,9 +273,11 @@ func (a *app) redo(ctx context.Context, f rollbackFlags, args []string) error {
 		if err != nil {
 			return err
 		}
-		units, restart := f.restartStale(ctx, u)
+		r := wire.Redo(u, true)
+		r.Restarted, r.NotRestarted = f.restartStale(ctx, u)
+		restart := notRestarted(r.NotRestarted)
 		if a.json {
-			return errors.Join(a.redone(u, units), restart)
+			return errors.Join(a.redone(r), restart)
 		}
 		if u.DryRun {
 			for _, e := range u.Dropped {
@@ -285,17 +296,7 @@ func (a *app) redo(ctx context.Context, f rollbackFlags, args []string) error {
 	})
 }
 
-func (a *app) redone(u session.Undo, restarted []string) error {
-	ids := []string{}
-	for _, e := range u.Dropped {
-		ids = append(ids, string(e.ID))
-	}
-	tell := a.result
-	if u.DryRun {
-		tell = a.encode
-	}
-	return tell(map[string]any{
-		"event": "redo_completed", "success": true, "redone": ids, "dry_run": u.DryRun, "verified": u.Verified,
-		"duration_ms": float64(u.Duration) / float64(time.Millisecond), "kept": wire.KeptIn(u), "stale": u.Stale, "restarted": restarted,
-	})
+func (a *app) redone(r wire.Redone) error {
+	r.Event = "redo_completed"
+	return a.tellEvent(r, r.DryRun)
 }

@@ -173,6 +173,7 @@ type Diff struct {
 
 // Redone is redo_completed.
 type Redone struct {
+	Event      string   `json:"event,omitempty"`
 	Success    bool     `json:"success"`
 	Redone     []string `json:"redone"`
 	DryRun     bool     `json:"dry_run"`
@@ -181,8 +182,11 @@ type Redone struct {
 	CWD        string   `json:"cwd,omitempty"`
 	Kept       *Kept    `json:"kept,omitempty"`
 
-	Stale     []session.Stale `json:"stale,omitempty"`
-	Restarted []string        `json:"restarted,omitempty"`
+	InPlace      bool                   `json:"in_place,omitempty"`
+	PinnedBy     []snapshot.Holder      `json:"pinned_by,omitempty"`
+	Stale        []session.Stale        `json:"stale,omitempty"`
+	Restarted    []string               `json:"restarted,omitempty"`
+	NotRestarted []session.NotRestarted `json:"not_restarted,omitempty"`
 
 	Error string `json:"error,omitempty"`
 	Code  string `json:"code,omitempty"`
@@ -191,5 +195,8 @@ type Redone struct {
 // Redo makes the payload of a redo.
 func Redo(u session.Undo, ok bool) Redone {
 	r := Rollback(u)
-	return Redone{Success: ok, Redone: r.RolledBack, DryRun: u.DryRun, Verified: u.Verified, DurationMS: r.DurationMS, CWD: u.Dir, Kept: r.Kept, Stale: r.Stale}
+	return Redone{
+		Success: ok, Redone: r.RolledBack, DryRun: u.DryRun, Verified: u.Verified, DurationMS: r.DurationMS, CWD: u.Dir,
+		InPlace: r.InPlace, PinnedBy: r.PinnedBy, Kept: r.Kept, Stale: r.Stale,
+	}
 }

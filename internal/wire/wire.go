@@ -151,11 +151,12 @@ type RolledBack struct {
 	Plain      bool     `json:"unmounted,omitempty"`
 	Kept       *Kept    `json:"kept,omitempty"`
 
-	InPlace   bool              `json:"in_place,omitempty"`  // the tree was pinned, by PinnedBy
-	PinnedBy  []snapshot.Holder `json:"pinned_by,omitempty"` // they go on with what they have open
-	Stale     []session.Stale   `json:"stale,omitempty"`     // at most keptPaths
-	Restarted []string          `json:"restarted,omitempty"` // units
-	Uncovered []snapshot.Mount  `json:"uncovered,omitempty"` // mounted below the tree: as it was
+	InPlace      bool                   `json:"in_place,omitempty"`  // the tree was pinned, by PinnedBy
+	PinnedBy     []snapshot.Holder      `json:"pinned_by,omitempty"` // they go on with what they have open
+	Stale        []session.Stale        `json:"stale,omitempty"`     // at most keptPaths
+	Restarted    []string               `json:"restarted,omitempty"` // units
+	NotRestarted []session.NotRestarted `json:"not_restarted,omitempty"`
+	Uncovered    []snapshot.Mount       `json:"uncovered,omitempty"` // mounted below the tree: as it was
 
 	Error string   `json:"error,omitempty"`
 	Code  string   `json:"code,omitempty"`

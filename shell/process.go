@@ -30,6 +30,7 @@ type process struct {
 	answers chan string   // closed by listen
 	exited  chan struct{} // closed when the process was reaped
 	state   *os.ProcessState
+	told    bool // a Result says that it ended; whoever has the turn may use it
 	readers sync.WaitGroup
 }
 

@@ -63,7 +63,7 @@ type Result struct {
 	Signal      string // "SIGKILL" when a signal ended it, else ""
 	TimedOut    bool
 	Interrupted bool
-	Restarted   bool      // the shell ended with or before this command: a new one, with the state of Context, serves the next
+	Restarted   bool      // the shell ended with this command, or before it and no result said so: a new one, with the state of Context, serves the next
 	Dir         string    // the shell's directory after it
 	Context     Context   // after it; if the shell ended, after the last command that left it alive
 	Survivors   []Process // what it started and still runs
@@ -106,10 +106,14 @@ func (s *Shell) Run(ctx context.Context, c Command) (Result, error) {
 	}
 	res, err := s.run(ctx, c)
 	res.Restarted = res.Restarted || restarted
+	if p := s.current(); err == nil && res.Restarted && p != nil && p.dead() {
+		p.told = true
+	}
 	return res, err
 }
 
-// ready starts a new process where the last one ended.
+// ready starts a new process where the last one ended, and tells whether no result
+// has said so yet.
 func (s *Shell) ready(ctx context.Context) (restarted bool, err error) {
 	p := s.current()
 	if p != nil && !p.dead() {
@@ -121,7 +125,7 @@ func (s *Shell) ready(ctx context.Context) (restarted bool, err error) {
 	if _, err := s.spawn(ctx, s.Context()); err != nil {
 		return true, err
 	}
-	return true, nil
+	return p == nil || !p.told, nil
 }
 
 func checkEnv(env []string) error {

@@ -143,6 +143,9 @@ func (a *app) wire(c *session.Command, tty bool, e *events) (stop func(), err er
 		return stop, err
 	}
 	c.Stdin, c.Stdout, c.Stderr = a.in, a.out, a.err
+	if onePlace(a.out, a.err) { // by one pipe, which keeps the order
+		c.Stderr = a.out
+	}
 	if a.json {
 		c.Stdout, c.Stderr = e.stream("stdout"), e.stream("stderr")
 	}

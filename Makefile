@@ -49,7 +49,7 @@ bench: build
 	$(GO) test -run '^$$' -bench . -benchtime 200x ./session ./overlay ./fallback ./shell ./socketio ./agent
 
 soak:
-	DEPLOYX_SOAK=1 DEPLOYX_TEST_SOAK=1 CI=true $(GO) test -timeout 24h ./overlay ./session ./fallback ./shell ./snapshot/...
+	DEPLOYX_SOAK=1 DEPLOYX_TEST_SOAK=1 CI=true $(GO) test -timeout 24h ./overlay ./session ./fallback ./shell ./snapshot/... ./integration
 	DEPLOYX_TEST_OLD=1 CI=true $(GO) test -timeout 24h ./session
 
 vm-setup:

@@ -379,8 +379,7 @@ func appending(t *testing.T, role string, swaps int) {
 func kernelLog(t *testing.T) string {
 	out, err := exec.Command("dmesg").Output()
 	if err != nil {
-		t.Logf("dmesg: %v", err)
-		return ""
+		t.Fatalf("dmesg: %v", err)
 	}
 	var lines []string
 	for l := range strings.Lines(string(out)) {

@@ -41,10 +41,28 @@ func CheckTree(path, state string) (string, error) {
 	case inside(real, state):
 		return "", refuse("%q lies in the state directory %q", path, state)("choose another tree, or another --state")
 	}
+	if err := keepsFiles(real); err != nil {
+		return "", err
+	}
 	if err := nested(real, state); err != nil {
 		return "", err
 	}
 	return real, foreign(real)
+}
+
+// keepsFiles refuses what the kernel makes up: nothing that is written there is kept.
+func keepsFiles(tree string) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(tree, &fs); err != nil {
+		return &os.PathError{Op: "statfs", Path: tree, Err: err}
+	}
+	switch int64(fs.Type) {
+	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC, unix.DEBUGFS_MAGIC,
+		unix.TRACEFS_MAGIC, unix.DEVPTS_SUPER_MAGIC, unix.SECURITYFS_MAGIC, unix.BPF_FS_MAGIC, unix.PSTOREFS_MAGIC, unix.EFIVARFS_MAGIC,
+		unix.BINFMTFS_MAGIC, unix.NSFS_MAGIC:
+		return refuse("%q holds no files: it is on a file system that the kernel makes up (statfs type %#x)", tree, fs.Type)("choose a directory with files, such as /srv/app")
+	}
+	return nil
 }
 
 func refuse(format string, args ...any) func(hint string, args ...any) error {

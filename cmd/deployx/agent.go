@@ -127,6 +127,9 @@ func (a *app) serve(ctx context.Context, f *agentFlags) error {
 	if err := a.secrets(f, &o); err != nil {
 		return err
 	}
+	if o.URL == "" {
+		return usageError{o.Check()}
+	}
 	if err := os.MkdirAll(o.State, 0o700); err != nil {
 		return err
 	}

@@ -130,7 +130,7 @@ func (a *app) printStatus(st treeStatus) error {
 	}
 	row("snapshots", "%d applied", st.Snapshots)
 	if st.Redo > 0 {
-		row("redo", "%d times", st.Redo)
+		row("redo", "%s", many(st.Redo, "time"))
 	}
 	if st.Running != "" {
 		row("running", "%s", st.Running)
@@ -164,7 +164,7 @@ func (a *app) printStatus(st treeStatus) error {
 		row("merged", "%s more in %d directories, so that few layers are mounted", size(st.Derived.Bytes), st.Derived.Inodes)
 	}
 	if st.Trash > 0 {
-		row("trash", "%d layers, whose space is given back by and by", st.Trash)
+		row("trash", "%s, whose space is given back by and by", many(st.Trash, "layer"))
 	}
 	if st.Durability == "fast" {
 		row("durability", "fast: a power cut may take the newest command back")

@@ -13,15 +13,33 @@ import (
 	"deployx/snapshot"
 )
 
+// depth is how much of a changed file is kept: its bytes too, or where there is no
+// room for them all else.
+type depth int
+
+const (
+	stored depth = iota
+	noted
+)
+
 // capture looks for changes and puts them into the layer, or into base when
 // the layer is "". All of it is on disk when it returns; on error none is.
-func (d *Driver) capture(ctx context.Context, root beneath, into snapshot.LayerID) error {
+func (d *Driver) capture(ctx context.Context, root beneath, into snapshot.LayerID, how depth) error {
+	absent, err := d.absent()
+	if err != nil {
+		return err
+	}
 	d.bar.begin("scan", 0, 0)
-	s, err := walk(ctx, root, ".", d.ix.root, &d.filter, d.bar)
+	s, err := walk(ctx, root, ".", d.ix.root, &d.filter, d.bar, absent)
 	if err != nil {
 		return fmt.Errorf("scan: %w", err)
 	}
-	t, err := d.gather(ctx, s, into)
+	if how == stored {
+		if err := d.fill(s); err != nil {
+			return err
+		}
+	}
+	t, err := d.gather(ctx, s, into, how)
 	if err == nil {
 		err = d.record(t)
 	}
@@ -48,9 +66,9 @@ func (d *Driver) record(t *tx) error {
 
 // gather turns what a scan found into a transaction: it reads the files that
 // may have changed and stores those that did.
-func (d *Driver) gather(ctx context.Context, s *scan, into snapshot.LayerID) (*tx, error) {
+func (d *Driver) gather(ctx context.Context, s *scan, into snapshot.LayerID, how depth) (*tx, error) {
 	files, others, gone := s.collected()
-	r := &reader{d: d, scan: s}
+	r := &reader{d: d, scan: s, how: how}
 	if into != "" {
 		l, err := d.layer(into)
 		if err != nil {
@@ -105,6 +123,7 @@ func (t *tx) add(f *found) {
 type reader struct {
 	d     *Driver
 	scan  *scan
+	how   depth
 	open  *layer           // what came back to its state there is no change
 	moved map[uint64]*node // the index by inode number, to know a renamed file
 	flush bool             // see settleMappings
@@ -287,6 +306,10 @@ func (r *reader) once(p *packer, f *found, fd int, st *stat) (err error) {
 			f.now.obj = e.obj
 			return nil
 		}
+	}
+	if r.how == noted && st.size > 0 {
+		f.now.obj, f.now.size = object{r.d.store.number(), later}, st.size
+		return nil
 	}
 	f.now.obj, f.now.size, err = p.put(fd, st)
 	return err

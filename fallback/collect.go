@@ -255,7 +255,7 @@ func (d *Driver) free(o object, length int64, live int) (int64, error) {
 			return 0, err
 		}
 		freed := st.Size()
-		if sys, ok := sysStat(st); ok && o.off == whole {
+		if sys, ok := sysStat(st); ok && o.alone() {
 			freed = min(freed, sys.Blocks*512)
 		}
 		return freed, d.store.remove(o.pack)

@@ -212,7 +212,7 @@ func (s *store) get(o object, size int64, dst int, tell func(int64)) error {
 		return truncate(dst, size)
 	}
 	return s.read(o, func(f *os.File) error {
-		if o.off == whole {
+		if o.alone() {
 			return s.clone(dst, int(f.Fd()), size, tell)
 		}
 		// One read and one write: copy_file_range is slower for so little.
@@ -230,6 +230,9 @@ func (s *store) get(o object, size int64, dst int, tell func(int64)) error {
 func (s *store) matches(o object, size int64, fd int) (same bool, err error) {
 	if o == (object{}) {
 		return nextData(fd, 0, size) == size || allZero(fd, size), nil
+	}
+	if there, err := s.has(o); err != nil || !there {
+		return false, err
 	}
 	err = s.read(o, func(f *os.File) error {
 		same, err = sameBytes(int(f.Fd()), max(o.off, 0), fd, 0, size)
@@ -250,7 +253,8 @@ func allZero(fd int, size int64) bool {
 	return true
 }
 
-// same compares two objects of one size.
+// same compares two objects of one size. Bytes that are not in the store are like no
+// others.
 func (s *store) same(a, b object, size int64) (same bool, err error) {
 	if a == b {
 		return true, nil
@@ -258,9 +262,14 @@ func (s *store) same(a, b object, size int64) (same bool, err error) {
 	if a == (object{}) {
 		a, b = b, a
 	}
+	for _, o := range []object{a, b} {
+		if there, err := s.has(o); err != nil || !there {
+			return false, err
+		}
+	}
 	err = s.read(a, func(f *os.File) error {
 		if b == (object{}) {
-			same = a.off == whole && allZero(int(f.Fd()), size)
+			same = a.alone() && allZero(int(f.Fd()), size)
 			return nil
 		}
 		return s.read(b, func(g *os.File) error {
@@ -294,6 +303,9 @@ func sameBytes(a int, atA int64, b int, atB, n int64) (bool, error) {
 func (s *store) content(o object, size int64) (io.ReadCloser, error) {
 	if o == (object{}) {
 		return io.NopCloser(io.LimitReader(zeros{}, size)), nil
+	}
+	if there, err := s.has(o); err != nil || !there {
+		return nil, errors.Join(err, neverStored(nil))
 	}
 	f, err := os.Open(s.path(o.pack))
 	if err != nil {

@@ -40,6 +40,13 @@ type object struct {
 
 const whole = -1
 
+// later: for these bytes there was no room when they were found. Once they are in
+// the store they are a pack of their own; until then the tree alone may have them.
+const later = -2
+
+// alone says that an object's pack holds nothing else.
+func (o object) alone() bool { return o.off == whole || o.off == later }
+
 // entry is what is kept of one path: what a restore needs, and what tells
 // cheaply whether the path is still the same.
 type entry struct {

@@ -1,5 +1,11 @@
 package fallback
 
+// Lean makes every restore take out what goes before it makes what comes.
+func (o Options) Lean() Options {
+	o.hooks.lean = true
+	return o
+}
+
 // Old makes the driver do without what older kernels and other filesystems do
 // not have.
 func (o Options) Old() Options {

@@ -49,6 +49,7 @@ type hooks struct {
 	noExchange bool  // no RENAME_EXCHANGE
 	inTree     bool  // no rename from the state into the tree
 	logMax     int64 // instead of logMax
+	lean       bool  // as on a full disk: see lean
 }
 
 // Driver implements snapshot.Driver. Several, in several processes, may be

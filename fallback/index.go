@@ -65,6 +65,10 @@ func (s *shown) is(v snapshot.View) bool {
 	return !s.hidden && s.Open == v.Open && slices.Equal(s.Layers, v.Layers)
 }
 
+func (s *shown) same(o *shown) bool {
+	return s.hidden == o.hidden && (s.hidden || s.is(o.View))
+}
+
 // index is what the driver knows of the tree: every path as it was when it was
 // last looked at, and the view that was shown then.
 type index struct {

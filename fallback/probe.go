@@ -93,7 +93,7 @@ func (p *probe) tree(tree, state, near string) {
 		return
 	}
 	defer unix.Close(root.fd) //nolint:errcheck // only read
-	s, err := walk(context.Background(), root, ".", nil, &d.filter, d.bar)
+	s, err := walk(context.Background(), root, ".", nil, &d.filter, d.bar, nil)
 	p.add("read", true, err, "every directory of the tree can be listed")
 	if err != nil {
 		return

@@ -11,8 +11,16 @@ import (
 )
 
 // recover finishes the restore that a crash cut off, or takes it back if it
-// cannot be finished, and removes what is left of its stage.
-func (d *Driver) recover(context.Context) (err error) {
+// cannot be finished, and removes what is left of its stage. Of one in two parts
+// the second follows.
+func (d *Driver) recover(ctx context.Context) error {
+	if err := d.recoverOne(); err != nil {
+		return err
+	}
+	return d.recoverLean(ctx)
+}
+
+func (d *Driver) recoverOne() (err error) {
 	j, err := loadJournal(d.at(journalApply))
 	applying := err == nil
 	if errors.Is(err, fs.ErrNotExist) {

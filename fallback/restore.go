@@ -59,24 +59,48 @@ func (d *Driver) change(ctx context.Context, root beneath, v shown) (late bool, 
 // anything.
 func (d *Driver) absorb(ctx context.Context, root beneath) (bool, error) {
 	if d.ix.view.hidden {
-		return false, d.capture(ctx, root, "")
+		return false, d.capture(ctx, root, "", stored)
 	}
 	l, err := d.layer(d.ix.view.Open)
 	if err != nil {
 		return false, err
 	}
 	before := l.seq
-	err = d.capture(ctx, root, d.ix.view.Open)
+	err = d.capture(ctx, root, d.ix.view.Open, stored)
+	if snapshot.CodeOf(err) == snapshot.CodeNoSpace {
+		err = d.capture(ctx, root, d.ix.view.Open, noted)
+	}
 	return l.seq != before, err
 }
 
-// restore makes net changes in the tree, all or none.
-func (d *Driver) restore(ctx context.Context, root beneath, net []change, v shown) (err error) {
+// restore makes net changes in the tree, all or none. Where what comes has no room
+// beside what goes, that goes first.
+func (d *Driver) restore(ctx context.Context, root beneath, net []change, v shown) error {
+	if d.opt.hooks.lean {
+		if done, err := d.lean(ctx, root, net, v); done || err != nil {
+			return err
+		}
+	}
+	err := d.replace(ctx, root, net, v)
+	if snapshot.CodeOf(err) != snapshot.CodeNoSpace || d.underway() {
+		return err
+	}
+	if done, e := d.lean(ctx, root, net, v); done || e != nil {
+		return e
+	}
+	return err
+}
+
+// replace makes net changes by a stage in which all that comes is complete first.
+func (d *Driver) replace(ctx context.Context, root beneath, net []change, v shown) (err error) {
 	p, err := d.verified(ctx, root, net)
 	if err != nil {
 		return err
 	}
 	if err := d.refuseMounted(p); err != nil {
+		return err
+	}
+	if err := d.refuseAbsent(p); err != nil {
 		return err
 	}
 	j := &journal{id: d.ix.seq + 1, net: net, view: v}

@@ -36,7 +36,8 @@ type scan struct {
 	dev    uint64
 	mount  uint64 // 0 before Linux 5.8
 	filter *filter
-	clock  stamp // taken before the first look: see racy
+	clock  stamp           // taken before the first look: see racy
+	absent map[object]bool // see Driver.absent
 	bar    *bar
 
 	mu    sync.Mutex
@@ -61,6 +62,7 @@ type scanPart struct {
 	small  int64      // of those that a clone is not tried for
 	seen   int64
 	kept   []string // directories that hold something excluded
+	absent []found  // unchanged, and not in the store
 	buf    []byte
 }
 
@@ -70,7 +72,7 @@ type goneNode struct {
 }
 
 // walk scans dir and all below it, old being what the index has there.
-func walk(ctx context.Context, root beneath, dir string, old *node, f *filter, b *bar) (*scan, error) {
+func walk(ctx context.Context, root beneath, dir string, old *node, f *filter, b *bar, absent map[object]bool) (*scan, error) {
 	top, err := statAt(root.fd, "", ".")
 	if err != nil {
 		return nil, err
@@ -79,7 +81,7 @@ func walk(ctx context.Context, root beneath, dir string, old *node, f *filter, b
 	if err != nil {
 		return nil, err
 	}
-	s := &scan{root: root, dev: top.dev, mount: top.mount, filter: f, clock: clock, bar: b, todo: []dirJob{{dir, old}}}
+	s := &scan{root: root, dev: top.dev, mount: top.mount, filter: f, clock: clock, absent: absent, bar: b, todo: []dirJob{{dir, old}}}
 	s.wake = sync.NewCond(&s.mu)
 	var wg sync.WaitGroup
 	for range workers() {
@@ -285,8 +287,14 @@ func (d *listing) entry(name string, old *node) error {
 			d.p.small += st.size
 		}
 	}
-	if old != nil && old.untouched(&st) && !old.racy {
-		return nil
+	if old != nil && old.untouched(&st) {
+		if d.s.absent[old.obj] { // nothing to compare it with
+			d.p.absent = append(d.p.absent, found{path: path, old: old})
+			return nil
+		}
+		if !old.racy {
+			return nil
+		}
 	}
 	return d.touched(found{path: path, old: old, now: entryOf(&st, d.s.clock), nlink: st.nlink})
 }

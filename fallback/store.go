@@ -60,11 +60,19 @@ func readNames(dir string) ([]string, error) {
 	return names, errors.Join(err, d.Close())
 }
 
-// create makes the next pack.
-func (s *store) create() (*os.File, uint64, error) {
+// number takes the next number of a pack.
+func (s *store) number() uint64 {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	n := s.next
 	s.next++
+	return n
+}
+
+// create makes the next pack.
+func (s *store) create() (*os.File, uint64, error) {
+	n := s.number()
+	s.mu.Lock()
 	s.fresh = append(s.fresh, n)
 	s.mu.Unlock()
 	crash.Point("fallback.pack")
@@ -140,7 +148,7 @@ func (s *store) remove(pack uint64) error {
 
 // allocated is what an object of that size takes, less where it is sparse.
 func (s *store) allocated(o object, size int64) int64 {
-	if o.off != whole {
+	if !o.alone() {
 		return size
 	}
 	st, err := statAt(unix.AT_FDCWD, s.path(o.pack), s.path(o.pack))

@@ -49,5 +49,12 @@ func most(t *testing.T, o snapshottest.Options, open snapshottest.Open) {
 
 func TestCrash(t *testing.T) { snapshottest.Crash(t, open) }
 
+// TestCrashLean restores as on a full disk.
+func TestCrashLean(t *testing.T) {
+	snapshottest.Crash(t, func(t *testing.T, tree, state string) snapshot.Driver {
+		return openAs(t, fallback.Options{Tree: tree, State: state}.Lean())
+	})
+}
+
 // TestCrashOld also writes the index after every step.
 func TestCrashOld(t *testing.T) { snapshottest.Crash(t, openOld) }

@@ -56,7 +56,7 @@ func (d *Driver) verifyTop(ctx context.Context, root beneath, t top, keep map[st
 
 // verifyDir holds a directory that goes as a whole against the index.
 func (d *Driver) verifyDir(ctx context.Context, root beneath, path string, keep map[string]bool) error {
-	s, err := walk(ctx, root, path, d.ix.root.find(path), &d.filter, &bar{})
+	s, err := walk(ctx, root, path, d.ix.root.find(path), &d.filter, &bar{}, nil)
 	if err != nil {
 		return err
 	}

@@ -100,14 +100,14 @@ func (d *Driver) baseline(ctx context.Context, root beneath) (err error) {
 		err = errors.Join(err, d.store.forget())
 	}()
 	d.bar.begin("scan", 0, 0)
-	s, err := walk(ctx, root, ".", nil, &d.filter, d.bar)
+	s, err := walk(ctx, root, ".", nil, &d.filter, d.bar, nil)
 	if err != nil {
 		return fmt.Errorf("scan: %w", err)
 	}
 	if err := d.checkRoom(s); err != nil {
 		return err
 	}
-	t, err := d.gather(ctx, s, "")
+	t, err := d.gather(ctx, s, "", stored)
 	if err != nil {
 		return err
 	}
@@ -128,7 +128,7 @@ func (d *Driver) baseline(ctx context.Context, root beneath) (err error) {
 // renew takes what happened to a plain directory, of which no layer tells, as
 // base.
 func (d *Driver) renew(ctx context.Context, root beneath) error {
-	if err := d.capture(ctx, root, ""); err != nil {
+	if err := d.capture(ctx, root, "", stored); err != nil {
 		return err
 	}
 	if slices.Equal(d.ix.filter, d.opt.Exclude) {
@@ -160,8 +160,17 @@ func (d *Driver) Hide(ctx context.Context) (err error) {
 
 // Dirty scans the tree, and captures what has changed since the last scan in
 // v.Open, durably. It says whether that layer now holds anything. Of a view that
-// is not shown it only says that.
+// is not shown it only says that. What Note has left out it stores first.
 func (d *Driver) Dirty(ctx context.Context, v snapshot.View) (dirty bool, err error) {
+	return d.look(ctx, v, stored)
+}
+
+// Note is Dirty without a copy of what is new. See snapshot.Noter.
+func (d *Driver) Note(ctx context.Context, v snapshot.View) (dirty bool, err error) {
+	return d.look(ctx, v, noted)
+}
+
+func (d *Driver) look(ctx context.Context, v snapshot.View, how depth) (dirty bool, err error) {
 	leave, err := d.enter(ctx)
 	if err != nil {
 		return false, err
@@ -176,7 +185,7 @@ func (d *Driver) Dirty(ctx context.Context, v snapshot.View) (dirty bool, err er
 			return false, err
 		}
 		defer closing(root.fd, &err)
-		if err := d.capture(ctx, root, v.Open); err != nil {
+		if err := d.capture(ctx, root, v.Open, how); err != nil {
 			return false, err
 		}
 	}

@@ -43,7 +43,7 @@ func (s *Session) Compare(ctx context.Context, id snapshot.ID, f func(Comparison
 		}
 		c.layers = v.Layers
 		if v.Open != "" {
-			if _, err := s.drv.Dirty(ctx, v); err != nil {
+			if _, _, err := s.glance(ctx, v); err != nil {
 				return err
 			}
 			c.layers = append(c.layers, v.Open)

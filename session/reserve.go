@@ -79,13 +79,25 @@ func (s *Session) sparing(step func() error) error {
 	return err
 }
 
-// dirty asks the driver, which may have to note what it has found.
-func (s *Session) dirty(ctx context.Context, v snapshot.View) (dirty bool, err error) {
+// dirty asks the driver, which may have to note what it has found. Short tells that
+// there was no room to copy all of it.
+func (s *Session) dirty(ctx context.Context, v snapshot.View) (dirty, short bool, err error) {
 	err = s.sparing(func() (err error) {
-		dirty, err = s.drv.Dirty(ctx, v)
+		dirty, short, err = s.glance(ctx, v)
 		return err
 	})
-	return dirty, err
+	return dirty, short, err
+}
+
+// glance is dirty without what is kept back.
+func (s *Session) glance(ctx context.Context, v snapshot.View) (dirty, short bool, err error) {
+	dirty, err = s.drv.Dirty(ctx, v)
+	n, ok := s.drv.(snapshot.Noter)
+	if !ok || snapshot.CodeOf(err) != snapshot.CodeNoSpace {
+		return dirty, false, err
+	}
+	dirty, err = n.Note(ctx, v)
+	return dirty, true, err
 }
 
 // spend gives some pieces up: as many as a layer takes, for what a failed try

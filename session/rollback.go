@@ -149,7 +149,7 @@ func (s *Session) openDrift(ctx context.Context, h snapshot.Head) (*snapshot.Sna
 	if err != nil {
 		return nil, err
 	}
-	dirty, err := s.dirty(ctx, v)
+	dirty, _, err := s.dirty(ctx, v)
 	if err != nil || !dirty {
 		return nil, err
 	}
@@ -237,7 +237,9 @@ func (s *Session) goTo(ctx context.Context, from, to snapshot.Head, u *Undo, sta
 	crash.Point("session.rolled")
 	var t snapshot.Transition
 	if changed {
-		if t, err = s.show(ctx, v); err != nil {
+		if t, err = s.show(ctx, v); snapshot.IsUnderway(err) {
+			return err // it goes on, and the record has moved for it
+		} else if err != nil {
 			return errors.Join(err, s.move(from))
 		}
 	} else {
@@ -313,7 +315,7 @@ func (s *Session) abandon(ctx context.Context, from snapshot.Head, entries []sna
 	if err != nil {
 		return false, err
 	}
-	if late, err = s.dirty(ctx, v); err != nil {
+	if late, _, err = s.dirty(ctx, v); err != nil {
 		return false, err
 	}
 	if !late {

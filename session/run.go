@@ -214,8 +214,12 @@ func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash stri
 	}
 	dirty := p.SharedWith != ""
 	if !dirty {
-		if dirty, err = s.drv.Dirty(ctx, v); err != nil {
+		var short bool
+		if dirty, short, err = s.dirty(ctx, v); err != nil {
 			return p, err
+		}
+		if short {
+			s.o.Warn(notCopied)
 		}
 	}
 	old := s.rec.Head()
@@ -275,6 +279,8 @@ func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash stri
 	s.afterwards("make the layer for the next command", err)
 	return p, nil
 }
+
+const notCopied = "there was no room to copy what the command wrote: it can be rolled back, but not be done again by a redo; no command runs before it is rolled back or there is room"
 
 // A tally is what an entry says of the changes in its layer.
 type tally struct {

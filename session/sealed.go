@@ -316,7 +316,8 @@ func (s *Session) named(l snapshot.LayerID) (bool, error) {
 func (s *Session) drifted(ctx context.Context, h snapshot.Head, v snapshot.View) (bool, error) {
 	sealer, ok := s.drv.(snapshot.Sealer)
 	if !ok || !kept(h) {
-		return s.drv.Dirty(ctx, v)
+		dirty, _, err := s.glance(ctx, v)
+		return dirty, err
 	}
 	below, err := s.rec.Below(h)
 	if err != nil {

@@ -181,6 +181,17 @@ type Viewer interface {
 	Views() map[uint64]bool
 }
 
+// A Noter is a driver whose Dirty copies what has changed, and so needs room for it.
+//
+// Note is Dirty without: it records what has changed, durably, and needs next to no
+// room. What the layer did can be undone, and is told by Changes. Contents that are
+// new in it are not kept: a view that has them again cannot be shown once another
+// one was, nor can Open read them (CodeNotFound). The next Dirty stores them, as far
+// as the tree has them still, or fails for want of room.
+type Noter interface {
+	Note(ctx context.Context, v View) (bool, error)
+}
+
 // A Mounter is a driver that can show a state only if it has a directory, or a file,
 // wherever something is mounted below the tree now.
 //

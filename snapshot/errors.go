@@ -91,6 +91,23 @@ func Unconfirmed(cause error) error {
 // say that it will last.
 var errUnconfirmed = errors.New("not synced")
 
+// ErrNotCopied is in the error of who asks for contents that were only noted (Noter).
+var ErrNotCopied = errors.New("there was no room to copy it")
+
+// Underway is an error of Show: it has begun what can only be finished, which the next
+// one who opens the driver does. See IsUnderway.
+func Underway(cause error) error {
+	return &Error{
+		Code: CodeOf(cause), Msg: "this was begun and can only be finished", Err: errors.Join(errUnderway, cause),
+		Hint: "make room and call deployx again (status does): it goes on from here",
+	}
+}
+
+var errUnderway = errors.New("not finished")
+
+// IsUnderway tells whether err is of a Show that will go on.
+func IsUnderway(err error) bool { return errors.Is(err, errUnderway) }
+
 // IsUnconfirmed tells whether err is about something that did take place: head
 // and tree have moved, and only whether that outlives a power cut is in doubt.
 func IsUnconfirmed(err error) bool { return errors.Is(err, errUnconfirmed) }

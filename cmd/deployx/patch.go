@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -73,7 +74,16 @@ var typeWords = map[snapshot.FileType]string{
 	snapshot.TypeFifo: "fifo", snapshot.TypeSocket: "socket", snapshot.TypeChar: "character device", snapshot.TypeBlock: "block device",
 }
 
+// patchFile prints one file's lines, or that they were never copied.
 func (a *app) patchFile(ctx context.Context, c session.Comparison, ch snapshot.Change) error {
+	err := a.patchLines(ctx, c, ch)
+	if errors.Is(err, snapshot.ErrNotCopied) {
+		return a.put("File %s %s: %v\n", printable(ch.Path), ch.Kind, snapshot.ErrNotCopied)
+	}
+	return err
+}
+
+func (a *app) patchLines(ctx context.Context, c session.Comparison, ch snapshot.Change) error {
 	var before, after []byte
 	var err error
 	oldName, newName := quoteName("a/"+ch.Path), quoteName("b/"+ch.Path)

@@ -328,6 +328,10 @@ func (d *Driver) removeStage(root beneath, j *journal) error {
 		if err := setTime(spotOf(root.fd), ".", mtime); err != nil {
 			return err
 		}
+		// The note may lie on another filesystem, and must not go before the stage has.
+		if err := unix.Syncfs(root.fd); err != nil {
+			return sysError("syncfs", d.opt.Tree, err)
+		}
 	}
 	if err := os.Remove(d.at(journalClean)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err

@@ -143,7 +143,7 @@ func (d *Driver) makesRoom(root beneath, p *plan) (bool, error) {
 	need, inodes := int64(leanSlack), int64(16)
 	for _, c := range p.staged() {
 		inodes++
-		need += fs.Bsize
+		need += fs.Bsize // a directory's, or a part of one and of the blocks' tree
 		if c.post.isRegular() && c.post.obj != (object{}) {
 			need += (d.store.allocated(c.post.obj, c.post.size) + fs.Bsize - 1) / fs.Bsize * fs.Bsize
 		}
@@ -151,13 +151,12 @@ func (d *Driver) makesRoom(root beneath, p *plan) (bool, error) {
 			need += fs.Bsize
 		}
 	}
-	// Of what only root may use ext4 keeps a part for itself (s_resv_clusters).
-	have, free := int64(fs.Bavail)*fs.Bsize, int64(fs.Ffree)
+	have, free := usable(&fs), int64(fs.Ffree)
 	for _, c := range p.goes() {
 		if have >= need && (free >= inodes || fs.Files == 0) {
 			return true, nil
 		}
-		if !c.pre.isRegular() {
+		if !c.pre.isRegular() && !c.pre.isDir() {
 			continue
 		}
 		n, err := freed(root, c.path)
@@ -171,7 +170,14 @@ func (d *Driver) makesRoom(root beneath, p *plan) (bool, error) {
 	return have >= need && (free >= inodes || fs.Files == 0), nil
 }
 
-// freed is what removing the file gives back; -1 where it has other names, or
+// usable is available, less what ext4 keeps for itself of what only root may use
+// (s_resv_clusters in its super.c).
+func usable(fs *unix.Statfs_t) int64 {
+	own := int64(min(fs.Blocks/50, 4096)) * fs.Bsize
+	return max(int64(fs.Bavail)*fs.Bsize, available(fs)-own)
+}
+
+// freed is what removing the file or directory gives back; -1 where it has other names, or
 // somebody may have it open, for a lease for writing is refused (fcntl(2), F_SETLEASE).
 func freed(root beneath, path string) (n int64, err error) {
 	fd, err := root.open(path, unix.O_RDONLY|unix.O_NONBLOCK)
@@ -180,8 +186,11 @@ func freed(root beneath, path string) (n int64, err error) {
 	}
 	defer closing(fd, &err)
 	st, err := statAt(fd, "", path)
-	if err != nil || st.nlink > 1 {
-		return -1, err
+	if err != nil || st.mode&unix.S_IFMT == unix.S_IFDIR {
+		return st.blocks * 512, err
+	}
+	if st.nlink > 1 {
+		return -1, nil
 	}
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
 		return -1, nil //nolint:nilerr // so it is held, or that cannot be known

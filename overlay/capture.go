@@ -80,6 +80,7 @@ type capture struct {
 	moved   map[identity]string // directories of the index by identity: their paths
 	origins origins
 	named   map[uint64][]string // the upper's files by inode, if they were asked for
+	groups  map[uint64]bool     // whether these came together otherwise
 	copies  map[inode]string    // files that were copied: the first copy
 	shells  map[inode]string    // and of those of which only the attributes were
 	buf     []byte
@@ -97,7 +98,7 @@ func (d *Driver) newCapture(ctx context.Context, v snapshot.View, layers []snaps
 	}
 	c := &capture{
 		ctx: ctx, d: d, only: o.Only, clock: clock, v: v, layers: layers, into: into,
-		aside: filepath.Join(d.layers, "capture"), copies: map[inode]string{}, shells: map[inode]string{}, buf: make([]byte, 32<<10),
+		aside: filepath.Join(d.layers, "capture"), groups: map[uint64]bool{}, copies: map[inode]string{}, shells: map[inode]string{}, buf: make([]byte, 32<<10),
 	}
 	c.beside.SetLimit(besideMost)
 	if c.only == nil {

@@ -125,13 +125,50 @@ func (c *capture) takes(a *entry, path string) (bool, error) {
 	if a == nil || a.layer != 0 || a.st.Nlink == 1 {
 		return false, nil
 	}
+	names, err := c.namesOf(a)
+	return slices.ContainsFunc(names, c.only), err
+}
+
+// namesOf are the names that a file of the upper has there.
+func (c *capture) namesOf(a *entry) ([]string, error) {
 	if c.named == nil {
 		c.named = map[uint64][]string{}
 		if err := collectNames(c.after.roots[0], ".", c.named); err != nil {
-			return false, err
+			return nil, err
 		}
 	}
-	return slices.ContainsFunc(c.named[a.st.Ino], c.only), nil
+	return c.named[a.st.Ino], nil
+}
+
+// regrouped tells whether names of one file of the upper are not one file in the
+// layers: one of as many was moved, say.
+func (c *capture) regrouped(a *entry) (bool, error) {
+	if a.layer != 0 {
+		return false, nil
+	}
+	if was, ok := c.groups[a.st.Ino]; ok {
+		return was, nil
+	}
+	names, err := c.namesOf(a)
+	if err != nil {
+		return false, err
+	}
+	var one inode
+	differ := false
+	for i, name := range names {
+		b, err := c.before.resolve(name, false)
+		if err != nil {
+			return false, err
+		}
+		if b == nil || isDir(b) || i > 0 && (inode{b.st.Dev, b.st.Ino}) != one {
+			differ = true
+		} else {
+			one = inode{b.st.Dev, b.st.Ino}
+		}
+		b.close()
+	}
+	c.groups[a.st.Ino] = differ
+	return differ, nil
 }
 
 // upperStat looks at a name in the live upper.
@@ -191,7 +228,13 @@ func (c *capture) leaf(a, b *entry, p *spot, name string) (lent bool, err error)
 		if err != nil {
 			return false, err
 		}
-		linked := links > 1 && links != b.st.Nlink && a.st.Ino != b.st.Ino
+		linked := links > 1 && a.st.Ino != b.st.Ino
+		if linked && links == b.st.Nlink {
+			linked, err = c.regrouped(a)
+			if err != nil {
+				return false, err
+			}
+		}
 		if kind == "" && !linked {
 			return false, nil
 		}

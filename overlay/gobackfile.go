@@ -36,7 +36,7 @@ func (g *goBack) file(at *os.File, name string, s backStep, goal *entry) error {
 		}
 	}
 	tmp := temp(name)
-	if err := errors.Join(unlink(at, tmp), g.r.create(at, goal, tmp)); err != nil {
+	if err := errors.Join(unlink(at, tmp), g.r.create(at, goal, tmp, "")); err != nil {
 		return errors.Join(err, unlink(at, tmp))
 	}
 	if e != nil {

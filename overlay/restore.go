@@ -28,7 +28,7 @@ func (d *Driver) Restore(ctx context.Context, v snapshot.View, from, to []snapsh
 	if err := d.Fits(ctx, to); err != nil {
 		return nil, err
 	}
-	r := restore{ctx: ctx, links: map[inode]string{}, again: again}
+	r := restore{ctx: ctx, links: map[inode]string{}, taken: map[inode]inode{}, again: again}
 	err = r.run(d, from, to)
 	if snapshot.CodeOf(err) == snapshot.CodeNoSpace {
 		err = r.freeFirst(d, from, to)
@@ -50,11 +50,14 @@ func (d *Driver) Restore(ctx context.Context, v snapshot.View, from, to []snapsh
 type restore struct {
 	ctx   context.Context
 	root  *os.File         // of the shown tree
-	links map[inode]string // files made: where the first name is
-	made  []string         // directories, with all in them
-	again bool             // the tree may be anywhere between the two states
-	left  []string         // what others wrote meanwhile, in a restore that is done again
-	frees bool             // only what goes is looked after
+	links map[inode]string // files made or left: where the first name is
+	taken map[inode]inode  // files of the tree with several names, by what they stand for
+	was   *merged
+	goal  *merged
+	made  []string // directories, with all in them
+	again bool     // the tree may be anywhere between the two states
+	left  []string // what others wrote meanwhile, in a restore that is done again
+	frees bool     // only what goes is looked after
 }
 
 // freeFirst is run on a full disk: what goes makes room for what comes.
@@ -92,6 +95,7 @@ func (r *restore) run(d *Driver, from, to []snapshot.LayerID) (err error) {
 	if err != nil {
 		return err
 	}
+	r.was, r.goal = was, goal
 	if r.root, err = d.openShown(); err != nil {
 		return err
 	}
@@ -199,7 +203,7 @@ func (r *restore) name(at *os.File, was, goal *entry, name, path string) (touche
 		return false, nil
 	case f != nil && g != nil && !isDir(f) && !isDir(g) && fileType(f) == fileType(g):
 		same, err := sameEntry(f, g)
-		if err != nil || same && (f.st.Nlink == g.st.Nlink || f.st.Ino == g.st.Ino) {
+		if err != nil || same && (f.st.Nlink == 1 && g.st.Nlink == 1 || f.st.Ino == g.st.Ino) {
 			return false, err
 		}
 	}
@@ -306,11 +310,10 @@ func (r *restore) inPlace(at *os.File, goal *entry, name, path string) (bool, er
 	if err != nil || kind == snapshot.ChangeModified || st.Nlink > 1 && st.Nlink != goal.st.Nlink {
 		return false, err // the names of one file are put together anew
 	}
-	if first, ok := r.links[inode{goal.st.Dev, goal.st.Ino}]; ok && st.Nlink == 1 && first != path {
-		return false, nil
-	}
 	if goal.st.Nlink > 1 {
-		r.links[inode{goal.st.Dev, goal.st.Ino}] = path
+		if ok, err := r.joins(&st, goal, path); !ok || err != nil {
+			return false, err
+		}
 	}
 	if kind == "" {
 		return true, nil

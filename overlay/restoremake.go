@@ -22,7 +22,7 @@ func temp(name string) string {
 // replace puts a new file in the place of what is there.
 func (r *restore) replace(at *os.File, was, goal *entry, name, path string) error {
 	tmp := temp(name)
-	if err := r.create(at, goal, tmp); err != nil {
+	if err := r.create(at, goal, tmp, path); err != nil {
 		return errors.Join(err, unlink(at, tmp))
 	}
 	crash.Point("overlay.restoring")
@@ -39,8 +39,8 @@ func (r *restore) replace(at *os.File, was, goal *entry, name, path string) erro
 	if err := unlink(at, tmp); err != nil {
 		return err
 	}
-	if goal.st.Nlink > 1 {
-		r.links[inode{goal.st.Dev, goal.st.Ino}] = path
+	if id := (inode{goal.st.Dev, goal.st.Ino}); goal.st.Nlink > 1 && r.links[id] == "" {
+		r.links[id] = path
 	}
 	return nil
 }
@@ -53,8 +53,12 @@ func unlink(at *os.File, name string) error {
 }
 
 // create makes a file like the goal, or a link to one that was made like it.
-func (r *restore) create(at *os.File, goal *entry, name string) error {
-	if first, ok := r.links[inode{goal.st.Dev, goal.st.Ino}]; ok && r.link(first, at, name) == nil {
+func (r *restore) create(at *os.File, goal *entry, name, path string) error {
+	first, err := r.first(goal, path)
+	if err != nil {
+		return err
+	}
+	if first != "" && r.link(first, at, name) == nil {
 		return nil
 	}
 	if fileType(goal) != snapshot.TypeFile {
@@ -69,9 +73,22 @@ func (r *restore) create(at *os.File, goal *entry, name string) error {
 		return errors.Join(err, to.Close())
 	}
 	if err = copyAcross(r.ctx, from, to); err == nil {
+		err = disinherit(to)
+	}
+	if err == nil {
 		err = copyAttributes(goal.dressed(), to)
 	}
 	return errors.Join(err, to.Close())
+}
+
+// disinherit takes away the access list that a file got from its directory's default
+// one: it would let in whom the file never did.
+func disinherit(f *os.File) error {
+	err := unix.Fremovexattr(int(f.Fd()), "system.posix_acl_access")
+	if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP) {
+		return &fs.PathError{Op: "removexattr", Path: f.Name(), Err: err}
+	}
+	return nil
 }
 
 func createAt(at *os.File, name string, mode uint32) (*os.File, error) {
@@ -80,17 +97,6 @@ func createAt(at *os.File, name string, mode uint32) (*os.File, error) {
 		return nil, &fs.PathError{Op: "create", Path: name, Err: err}
 	}
 	return os.NewFile(uintptr(fd), name), nil
-}
-
-func (r *restore) link(first string, at *os.File, name string) error {
-	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
-	fd, err := unix.Openat2(int(r.root.Fd()), first, &how)
-	if err != nil {
-		return err
-	}
-	f := os.NewFile(uintptr(fd), first)
-	defer f.Close() //nolint:errcheck // O_PATH
-	return unix.Linkat(unix.AT_FDCWD, fdName(f), int(at.Fd()), name, unix.AT_SYMLINK_FOLLOW)
 }
 
 // makeDir makes a directory and all in it aside, and shows it when it is whole.

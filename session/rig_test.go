@@ -32,6 +32,12 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if len(os.Args) > 1 && os.Args[1] == "suite-ops" {
+		if err := suiteOps(os.Args[2], os.Args[3]); err != nil {
+			panic(err)
+		}
+		os.Exit(0)
+	}
 	testns.Main(m)
 }
 

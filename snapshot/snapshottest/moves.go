@@ -65,7 +65,7 @@ func (r *rig) goTo(layers []snapshot.LayerID) {
 		r.t.Fatalf("no state %v", layers)
 	}
 	r.behind = s
-	if len(layers) == 0 {
+	if len(layers) == 0 && !r.o.held {
 		r.hide()
 		r.same("after Hide", s.tree)
 	} else {

@@ -60,6 +60,7 @@ type Options struct {
 	FS string
 
 	quick bool // for the suite's own tests
+	held  bool // see Held
 }
 
 // Place is where one test runs. Tree and Plain are on the same file system and

@@ -17,6 +17,7 @@ func verbs() map[string]verb {
 	return map[string]verb{
 		"write":       writeFile(unix.O_CREAT | unix.O_TRUNC),
 		"append":      writeFile(unix.O_CREAT | unix.O_APPEND),
+		"grow":        writeFile(unix.O_APPEND),
 		"replace":     replaceFile,
 		"overwrite":   overwriteFile,
 		"quiet":       overwriteQuietly,

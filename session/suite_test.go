@@ -262,7 +262,7 @@ func (h *heldTree) Do(ops []snapshottest.Op) ([]error, error) {
 	}
 	var out bytes.Buffer
 	res, err := h.Run(h.t.Context(), Command{
-		Text:   fmt.Sprintf("'%s' suite-ops '%s' '%s'", os.Args[0], h.opts.Tree.Path, name),
+		Text:   fmt.Sprintf("GORACE=atexit_sleep_ms=0 '%s' suite-ops '%s' '%s'", os.Args[0], h.opts.Tree.Path, name), // or each takes a second to end
 		Stdout: &out, Stderr: &out,
 	})
 	if err != nil {

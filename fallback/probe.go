@@ -121,10 +121,16 @@ func (p *probe) tree(tree, state, near string) {
 // a directory whose owner may yet let himself write to it.
 func tryMake(root beneath) error {
 	var st unix.Statfs_t
-	if err := unix.Fstatfs(root.fd, &st); err != nil || st.Type == unix.OVERLAYFS_SUPER_MAGIC {
+	if err := unix.Fstatfs(root.fd, &st); err != nil {
 		return err
 	}
-	fd, err := openAt(root.fd, ".", unix.O_TMPFILE|unix.O_WRONLY, 0o600)
+	fd, err := -1, error(unix.EROFS)
+	if st.Flags&unix.ST_RDONLY == 0 {
+		if st.Type == unix.OVERLAYFS_SUPER_MAGIC {
+			return nil
+		}
+		fd, err = openAt(root.fd, ".", unix.O_TMPFILE|unix.O_WRONLY, 0o600)
+	}
 	switch {
 	case err == nil:
 		return unix.Close(fd)

@@ -107,6 +107,10 @@ func (c *capture) name(x, y *entry, t *todo, k *known, p *spot, name, path strin
 		return c.directory(a, b, t, k, p, name, path, &st, there)
 	}
 	if taken, err := c.takes(a, path); !taken || err != nil {
+		if err == nil && !there && k != nil {
+			k.owe(name)
+			c.ix.dirty = true
+		}
 		return err // and what is known of it stays
 	}
 	if lent, err = c.leaf(a, b, p, name); err != nil {
@@ -140,11 +144,11 @@ func (c *capture) namesOf(a *entry) ([]string, error) {
 	return c.named[a.st.Ino], nil
 }
 
-// regrouped tells whether names of one file of the upper are not one file in the
-// layers: one of as many was moved, say.
-func (c *capture) regrouped(a *entry) (bool, error) {
+// regrouped tells whether the names of a file, of which there are so many, are not just
+// those that the layers have of b: one of as many was moved, say.
+func (c *capture) regrouped(a, b *entry, links uint64) (bool, error) {
 	if a.layer != 0 {
-		return false, nil
+		return links != b.st.Nlink, nil
 	}
 	if was, ok := c.groups[a.st.Ino]; ok {
 		return was, nil
@@ -153,22 +157,27 @@ func (c *capture) regrouped(a *entry) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	var one inode
-	differ := false
-	for i, name := range names {
-		b, err := c.before.resolve(name, false)
+	one := inode{b.st.Dev, b.st.Ino}
+	differ := uint64(len(names)) != links
+	for _, name := range names {
+		was, err := c.before.resolve(name, false)
 		if err != nil {
 			return false, err
 		}
-		if b == nil || isDir(b) || i > 0 && (inode{b.st.Dev, b.st.Ino}) != one {
-			differ = true
-		} else {
-			one = inode{b.st.Dev, b.st.Ino}
-		}
-		b.close()
+		differ = differ || was == nil || isDir(was) || inode{was.st.Dev, was.st.Ino} != one
+		was.close()
+	}
+	if !differ && links != b.st.Nlink { // some are hidden, or there are more
+		n := uint64(0)
+		w := aliasWalk{ctx: c.ctx, layers: map[int]bool{b.layer: true}, inodes: map[inode]bool{one: true}, visit: func(string, *entry) error {
+			n++
+			return nil
+		}}
+		err = w.run(c.before)
+		differ = n != links
 	}
 	c.groups[a.st.Ino] = differ
-	return differ, nil
+	return differ, err
 }
 
 // upperStat looks at a name in the live upper.
@@ -229,9 +238,8 @@ func (c *capture) leaf(a, b *entry, p *spot, name string) (lent bool, err error)
 			return false, err
 		}
 		linked := links > 1 && a.st.Ino != b.st.Ino
-		if linked && links == b.st.Nlink {
-			linked, err = c.regrouped(a)
-			if err != nil {
+		if linked {
+			if linked, err = c.regrouped(a, b, links); err != nil {
 				return false, err
 			}
 		}

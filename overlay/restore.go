@@ -40,7 +40,11 @@ func (d *Driver) Restore(ctx context.Context, v snapshot.View, from, to []snapsh
 		return nil, err
 	}
 	// What the index says is still so: where the stacks differ the tree has been
-	// changed, which moves a ctime.
+	// changed, which moves a ctime. But what was made and is removed before the next
+	// look leaves no trace.
+	for _, path := range r.names {
+		ix.owe(path)
+	}
 	ix.Top, ix.dirty = last(to), true
 	return r.left, ix.save()
 }
@@ -55,6 +59,7 @@ type restore struct {
 	was   *merged
 	goal  *merged
 	made  []string // directories, with all in them
+	names []string // that differed
 	again bool     // the tree may be anywhere between the two states
 	left  []string // what others wrote meanwhile, in a restore that is done again
 	frees bool     // only what goes is looked after
@@ -135,6 +140,7 @@ func (r *restore) inside(at *os.File, was, goal *entry, names []string, path str
 		}
 	}
 	for _, name := range names {
+		r.names = append(r.names, join(path, name))
 		did, err := r.name(at, was, goal, name, join(path, name))
 		if err != nil {
 			return touched, fmt.Errorf("restore %q: %w", join(path, name), err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -57,6 +58,18 @@ func (k *known) unchanged(st *unix.Statx_t) bool {
 	return !k.Racy && k.ID.Ino == st.Ino && k.Ctime == stampOf(st.Ctime) && k.Mode == uint32(st.Mode)
 }
 
+// owe has the next scan come to a name of a directory, there or not: an absent one that
+// nothing is known of is taken for one that the layers do not have either.
+func (k *known) owe(name string) {
+	if k.Kids[name] != nil {
+		return
+	}
+	if k.Kids == nil {
+		k.Kids = map[string]*known{}
+	}
+	k.Kids[name] = &known{Racy: true}
+}
+
 // A change within a tick of the clock that stamps it may leave ctime as it is
 // (git's technical/racy-git): 10 ms at the longest, CONFIG_HZ=100; two seconds
 // where a file system keeps whole ones.
@@ -103,6 +116,16 @@ type indexData struct {
 func (ix *upperIndex) holdsFor(layers []snapshot.LayerID) {
 	if ix.Top != "" && !slices.Contains(layers, ix.Top) {
 		ix.indexData = indexData{}
+	}
+}
+
+// owe is known.owe of a path. Where the directory is not known all of it is looked at.
+func (ix *upperIndex) owe(path string) {
+	if ix.Root == nil {
+		return
+	}
+	if dir := ix.Root.find(filepath.Dir(path)); dir.isDir() {
+		dir.owe(filepath.Base(path))
 	}
 }
 

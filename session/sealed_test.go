@@ -297,3 +297,61 @@ func TestSealedRefusedOnce(t *testing.T) {
 		r.same("rolled back", start)
 	})
 }
+
+// TestSealedRemovedAgain: a file that a rollback in place brought back, and that somebody
+// removes before anything else is done, stays away: the removal is drift like any other.
+func TestSealedRemovedAgain(t *testing.T) {
+	r := newRig(t)
+	r.run("cd $DEPLOYX_TREE; mkdir -p d/e")
+	h := hold(t, r.tree)
+	r.run("cd $DEPLOYX_TREE; echo 1 > d/e/f; echo 1 > top") // in the live layer alone
+	gone, _ := r.run("cd $DEPLOYX_TREE; echo 2 > d/e/other; rm d/e/f top")
+	if u := r.rollback(gone.Snapshot.ID); !u.InPlace {
+		t.Errorf("%+v", u)
+	}
+	for _, name := range []string{"d/e/f", "top"} {
+		if err := os.Remove(filepath.Join(r.tree, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	after, _ := r.run("cd $DEPLOYX_TREE; echo 3 > three")
+	if e, err := r.rec.Snapshot(after.Snapshot.Parent); err != nil || e.Kind != snapshot.KindDrift || e.Changes.Deleted != 2 {
+		t.Errorf("below the command: %+v, %v", e, err)
+	}
+	h.end()
+	r.run(":")
+	want := files{"d": "dir", "d/e": "dir", "three": "644 3\n"}
+	if d := unlike(want, readFiles(t, r.tree)); len(d) > 0 {
+		t.Errorf("in a tree that nobody holds:\n%s", d)
+	}
+}
+
+// TestSealedHiddenName: a file of which the layers hide a name is the same with those
+// that are left: a rollback in place makes no drift.
+func TestSealedHiddenName(t *testing.T) {
+	r := newRig(t)
+	r.run("X=1")
+	hold(t, r.tree)
+	r.run("cd $DEPLOYX_TREE; echo 1 > a; ln a b; ln a c")
+	one, _ := r.run("cd $DEPLOYX_TREE; rm c")
+	gone, _ := r.run("cd $DEPLOYX_TREE; rm a b")
+	if u := r.rollback(gone.Snapshot.ID); !u.InPlace {
+		t.Errorf("%+v", u)
+	}
+	after, _ := r.run(":")
+	if after.Snapshot.Parent != one.Snapshot.ID {
+		t.Errorf("the command stands on %s, want %s", after.Snapshot.Parent, one.Snapshot.ID)
+	}
+	if d := unlike(files{"a": "644 1\n", "b": "644 1\n"}, readFiles(t, r.tree)); len(d) > 0 || links(t, filepath.Join(r.tree, "a")) != 2 {
+		t.Errorf("not one file: %s", d)
+	}
+}
+
+func links(t *testing.T, path string) uint64 {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	return uint64(st.Nlink)
+}

@@ -58,11 +58,12 @@ type restore struct {
 	taken map[inode]inode  // files of the tree with several names, by what they stand for
 	was   *merged
 	goal  *merged
-	made  []string // directories, with all in them
-	names []string // that differed
-	again bool     // the tree may be anywhere between the two states
-	left  []string // what others wrote meanwhile, in a restore that is done again
-	frees bool     // only what goes is looked after
+	made  []string          // directories, with all in them
+	names []string          // that differed
+	aside map[string]string // directories that are being made: their names until then
+	again bool              // the tree may be anywhere between the two states
+	left  []string          // what others wrote meanwhile, in a restore that is done again
+	frees bool              // only what goes is looked after
 }
 
 // freeFirst is run on a full disk: what goes makes room for what comes.

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -103,11 +105,27 @@ func (r *restore) stayed(goal *entry, name string) (bool, error) {
 // openBelow opens a path of the tree, through no link (O_PATH).
 func (r *restore) openBelow(path string) (*os.File, error) {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
-	fd, err := unix.Openat2(int(r.root.Fd()), path, &how)
+	fd, err := unix.Openat2(int(r.root.Fd()), r.place(path), &how)
 	if err != nil {
 		return nil, &fs.PathError{Op: "openat2", Path: path, Err: err}
 	}
 	return os.NewFile(uintptr(fd), path), nil
+}
+
+// place is where a path is now: a directory above it may still be made aside.
+func (r *restore) place(path string) string {
+	if len(r.aside) == 0 {
+		return path
+	}
+	at, place := "", ""
+	for name := range strings.SplitSeq(path, "/") {
+		at = filepath.Join(at, name)
+		if tmp, ok := r.aside[at]; ok {
+			name = tmp
+		}
+		place = filepath.Join(place, name)
+	}
+	return place
 }
 
 // link gives the file that has the name first in the tree another one.

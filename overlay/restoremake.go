@@ -122,6 +122,11 @@ func (r *restore) makeDir(at *os.File, goal *entry, name, path string) error {
 		return err
 	}
 	defer sub.Close() //nolint:errcheck // read only
+	if r.aside == nil {
+		r.aside = map[string]string{}
+	}
+	r.aside[path] = tmp
+	defer delete(r.aside, path)
 	if err := r.directory(sub, nil, goal, path); err != nil {
 		return errors.Join(err, r.removeAll(at, tmp))
 	}

@@ -326,6 +326,24 @@ func TestSealedRemovedAgain(t *testing.T) {
 	}
 }
 
+// TestSealedLinksInside: a rollback in place that makes a directory anew makes the names
+// of one file in it one file again, below it too, and with one outside.
+func TestSealedLinksInside(t *testing.T) {
+	r := newRig(t)
+	r.run("X=1")
+	hold(t, r.tree)
+	r.run("cd $DEPLOYX_TREE; mkdir -p d/e/g; echo 1 > d/a; ln d/a d/b; ln d/a d/e/g/c; ln d/a outside; echo 2 > d/e/x; ln d/e/x d/e/g/y")
+	gone, _ := r.run("cd $DEPLOYX_TREE; rm -r d")
+	if u := r.rollback(gone.Snapshot.ID); !u.InPlace {
+		t.Errorf("%+v", u)
+	}
+	for name, want := range map[string]uint64{"d/a": 4, "d/b": 4, "d/e/g/c": 4, "outside": 4, "d/e/x": 2, "d/e/g/y": 2} {
+		if n := links(t, filepath.Join(r.tree, name)); n != want {
+			t.Errorf("%s has %d names, want %d", name, n, want)
+		}
+	}
+}
+
 // TestSealedHiddenName: a file of which the layers hide a name is the same with those
 // that are left: a rollback in place makes no drift.
 func TestSealedHiddenName(t *testing.T) {

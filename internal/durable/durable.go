@@ -33,7 +33,11 @@ func Replace(path string, data []byte) error {
 	if err := Stage(path, data, false); err != nil {
 		return err
 	}
-	return os.Rename(path+".tmp", path)
+	err := os.Rename(path+".tmp", path)
+	if err != nil {
+		err = errors.Join(err, ignoreGone(os.Remove(path+".tmp")))
+	}
+	return err
 }
 
 // Stage writes the temporary file that Publish will rename, and syncs it when

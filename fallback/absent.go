@@ -29,26 +29,6 @@ func (s *store) has(o object) (bool, error) {
 	return err == nil, err
 }
 
-// absent are objects of the index that the store does not have.
-func (d *Driver) absent() (map[object]bool, error) {
-	var list map[object]bool
-	var err error
-	d.ix.root.each(".", func(_ string, n *node) {
-		if n.obj.off != later {
-			return
-		}
-		there, e := d.store.has(n.obj)
-		if err = errors.Join(err, e); there || e != nil {
-			return
-		}
-		if list == nil {
-			list = map[object]bool{}
-		}
-		list[n.obj] = true
-	})
-	return list, err
-}
-
 // fill stores what there was no room for, as far as it is in the tree still: all
 // of it, or it is an error.
 func (d *Driver) fill(s *scan) error {

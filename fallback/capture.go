@@ -25,12 +25,8 @@ const (
 // capture looks for changes and puts them into the layer, or into base when
 // the layer is "". All of it is on disk when it returns; on error none is.
 func (d *Driver) capture(ctx context.Context, root beneath, into snapshot.LayerID, how depth) error {
-	absent, err := d.absent()
-	if err != nil {
-		return err
-	}
 	d.bar.begin("scan", 0, 0)
-	s, err := walk(ctx, root, ".", d.ix.root, &d.filter, d.bar, absent)
+	s, err := walk(ctx, root, ".", d.ix.root, &d.filter, d.bar, d.store)
 	if err != nil {
 		return fmt.Errorf("scan: %w", err)
 	}

@@ -36,8 +36,8 @@ type scan struct {
 	dev    uint64
 	mount  uint64 // 0 before Linux 5.8
 	filter *filter
-	clock  stamp           // taken before the first look: see racy
-	absent map[object]bool // see Driver.absent
+	clock  stamp  // taken before the first look: see racy
+	store  *store // nil if what it lacks does not matter
 	bar    *bar
 
 	mu    sync.Mutex
@@ -72,7 +72,7 @@ type goneNode struct {
 }
 
 // walk scans dir and all below it, old being what the index has there.
-func walk(ctx context.Context, root beneath, dir string, old *node, f *filter, b *bar, absent map[object]bool) (*scan, error) {
+func walk(ctx context.Context, root beneath, dir string, old *node, f *filter, b *bar, st *store) (*scan, error) {
 	top, err := statAt(root.fd, "", ".")
 	if err != nil {
 		return nil, err
@@ -81,7 +81,7 @@ func walk(ctx context.Context, root beneath, dir string, old *node, f *filter, b
 	if err != nil {
 		return nil, err
 	}
-	s := &scan{root: root, dev: top.dev, mount: top.mount, filter: f, clock: clock, absent: absent, bar: b, todo: []dirJob{{dir, old}}}
+	s := &scan{root: root, dev: top.dev, mount: top.mount, filter: f, clock: clock, store: st, bar: b, todo: []dirJob{{dir, old}}}
 	s.wake = sync.NewCond(&s.mu)
 	var wg sync.WaitGroup
 	for range workers() {
@@ -288,9 +288,15 @@ func (d *listing) entry(name string, old *node) error {
 		}
 	}
 	if old != nil && old.untouched(&st) {
-		if d.s.absent[old.obj] { // nothing to compare it with
-			d.p.absent = append(d.p.absent, found{path: path, old: old})
-			return nil
+		if d.s.store != nil {
+			there, err := d.s.store.has(old.obj)
+			if err != nil {
+				return err
+			}
+			if !there { // nothing to compare it with
+				d.p.absent = append(d.p.absent, found{path: path, old: old})
+				return nil
+			}
 		}
 		if !old.racy {
 			return nil

@@ -102,14 +102,9 @@ func (r *restore) stayed(goal *entry, name string) (bool, error) {
 	return kind == "" && err == nil, err
 }
 
-// openBelow opens a path of the tree, through no link (O_PATH).
+// openBelow opens a path of the tree (O_PATH).
 func (r *restore) openBelow(path string) (*os.File, error) {
-	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
-	fd, err := unix.Openat2(int(r.root.Fd()), r.place(path), &how)
-	if err != nil {
-		return nil, &fs.PathError{Op: "openat2", Path: path, Err: err}
-	}
-	return os.NewFile(uintptr(fd), path), nil
+	return openBelow(r.root, r.place(path), unix.O_PATH)
 }
 
 // place is where a path is now: a directory above it may still be made aside.

@@ -298,6 +298,14 @@ func TestSealedRefusedOnce(t *testing.T) {
 	})
 }
 
+// rollbackInPlace is rollback, of a tree that is held.
+func (r *rig) rollbackInPlace(id snapshot.ID) {
+	r.Helper()
+	if u := r.rollback(id); !u.InPlace {
+		r.Errorf("not in place: %+v", u)
+	}
+}
+
 // TestSealedRemovedAgain: a file that a rollback in place brought back, and that somebody
 // removes before anything else is done, stays away: the removal is drift like any other.
 func TestSealedRemovedAgain(t *testing.T) {
@@ -306,9 +314,7 @@ func TestSealedRemovedAgain(t *testing.T) {
 	h := hold(t, r.tree)
 	r.run("cd $DEPLOYX_TREE; echo 1 > d/e/f; echo 1 > top") // in the live layer alone
 	gone, _ := r.run("cd $DEPLOYX_TREE; echo 2 > d/e/other; rm d/e/f top")
-	if u := r.rollback(gone.Snapshot.ID); !u.InPlace {
-		t.Errorf("%+v", u)
-	}
+	r.rollbackInPlace(gone.Snapshot.ID)
 	for _, name := range []string{"d/e/f", "top"} {
 		if err := os.Remove(filepath.Join(r.tree, name)); err != nil {
 			t.Fatal(err)
@@ -334,9 +340,7 @@ func TestSealedLinksInside(t *testing.T) {
 	hold(t, r.tree)
 	r.run("cd $DEPLOYX_TREE; mkdir -p d/e/g; echo 1 > d/a; ln d/a d/b; ln d/a d/e/g/c; ln d/a outside; echo 2 > d/e/x; ln d/e/x d/e/g/y")
 	gone, _ := r.run("cd $DEPLOYX_TREE; rm -r d")
-	if u := r.rollback(gone.Snapshot.ID); !u.InPlace {
-		t.Errorf("%+v", u)
-	}
+	r.rollbackInPlace(gone.Snapshot.ID)
 	for name, want := range map[string]uint64{"d/a": 4, "d/b": 4, "d/e/g/c": 4, "outside": 4, "d/e/x": 2, "d/e/g/y": 2} {
 		if n := links(t, filepath.Join(r.tree, name)); n != want {
 			t.Errorf("%s has %d names, want %d", name, n, want)
@@ -353,9 +357,7 @@ func TestSealedHiddenName(t *testing.T) {
 	r.run("cd $DEPLOYX_TREE; echo 1 > a; ln a b; ln a c")
 	one, _ := r.run("cd $DEPLOYX_TREE; rm c")
 	gone, _ := r.run("cd $DEPLOYX_TREE; rm a b")
-	if u := r.rollback(gone.Snapshot.ID); !u.InPlace {
-		t.Errorf("%+v", u)
-	}
+	r.rollbackInPlace(gone.Snapshot.ID)
 	after, _ := r.run(":")
 	if after.Snapshot.Parent != one.Snapshot.ID {
 		t.Errorf("the command stands on %s, want %s", after.Snapshot.Parent, one.Snapshot.ID)

@@ -192,41 +192,6 @@ func (d *Driver) Commit(ctx context.Context, layers []snapshot.LayerID, progress
 	return d.toTrash(filepath.Join(d.layers, "copied"))
 }
 
-// loosen has the files of the shown open layer, of which only the attributes were copied
-// up, forget which file of base has their bytes. With an index the kernel shows nothing
-// at their names once base has another one there (ovl_lookup, ovl_verify_origin).
-func (d *Driver) loosen(ctx context.Context) error {
-	open, err := d.Shown(ctx)
-	if err != nil || open == "" || d.name == "" {
-		return err
-	}
-	root, err := d.openUnit(unit{d.dir(open, ""), 1})
-	if root == nil || err != nil {
-		return err
-	}
-	defer root.Close() //nolint:errcheck // O_PATH
-	var errs []error
-	err = eachName(root, ".", func(path string, _ uint64) {
-		f, err := openBelow(root, path, unix.O_PATH)
-		if missing(err) { // it went meanwhile
-			return
-		}
-		if err != nil {
-			errs = append(errs, err)
-			return
-		}
-		defer f.Close() //nolint:errcheck // O_PATH
-		meta, err := xattr(f, private+"metacopy")
-		if meta != nil {
-			err = unix.Removexattr(fdName(f), private+"origin")
-		}
-		if err != nil && !errors.Is(err, unix.ENODATA) {
-			errs = append(errs, &fs.PathError{Op: "removexattr", Path: path, Err: err})
-		}
-	})
-	return errors.Join(append(errs, err)...)
-}
-
 // splitAt keeps a layer and those above it from being stacked as one: a run of
 // both would say of the layers below both what is no longer so when base has
 // changed.

@@ -46,7 +46,7 @@ func (d *Driver) mount(s spec) (*os.File, error) {
 		m, err = d.has.newOverlay(s, d.stage())
 		return err
 	})
-	if s.index && (errors.Is(err, unix.ESTALE) || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENODATA)) { // ENODATA: see loosen
+	if s.index && (errors.Is(err, unix.ESTALE) || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENODATA)) { // ENODATA: a file of the index without an origin
 		if errors.Is(err, unix.EBUSY) {
 			d.merging.say(fmt.Sprintf("another mount of the same layer is somewhere: hard links of %q may come apart in this one", d.tree))
 		}

@@ -166,6 +166,9 @@ func (d *Driver) prepare(ctx context.Context, v snapshot.View, shown snapshot.La
 		err = d.room(ctx, below, d.mergeMost-(len(v.Layers)-len(below)))
 	}
 	unbind := undo
+	if err == nil && had {
+		err = d.loosenStale(v.Open, v.Layers)
+	}
 	undo = func() error {
 		_, err := d.unseal(sealed)
 		if !had {

@@ -76,7 +76,7 @@ type capture struct {
 	changed bool
 	counts  snapshot.Counts
 	more    bool                // than counts tells: only Changes can tell
-	blind   bool                // nothing was known
+	blind   bool                // nothing was known, and the layers may have anything of the upper's
 	moved   map[identity]string // directories of the index by identity: their paths
 	origins origins
 	named   map[uint64][]string // the upper's files by inode, if they were asked for
@@ -107,7 +107,9 @@ func (d *Driver) newCapture(ctx context.Context, v snapshot.View, layers []snaps
 	_, err = os.Lstat(d.indexDir(v.Open))
 	c.indexed = err == nil
 	c.ix = d.index(v.Open)
-	c.ix.holdsFor(layers)
+	// Layers that are gone, by a commit say, are in others or in base: of what the upper
+	// has there is more than what it stands on.
+	c.blind = !c.ix.holdsFor(layers)
 	return c, nil
 }
 
@@ -210,7 +212,7 @@ func (c *capture) all(t *todo) error {
 
 // learnRoot is learn for the tree's root.
 func (c *capture) learnRoot(x *entry, t *todo) error {
-	c.blind, c.ix.dirty = t.all && !slices.Equal(c.v.Layers, c.layers), true
+	c.blind, c.ix.dirty = t.all && (c.blind || !slices.Equal(c.v.Layers, c.layers)), true
 	if x.layer != 0 {
 		c.ix.Root = nil
 		return nil

@@ -111,12 +111,14 @@ type indexData struct {
 	Placed map[identity]bool
 }
 
-// holdsFor forgets everything if the stack has not grown out of the one that the
-// index was made for.
-func (ix *upperIndex) holdsFor(layers []snapshot.LayerID) {
-	if ix.Top != "" && !slices.Contains(layers, ix.Top) {
-		ix.indexData = indexData{}
+// holdsFor tells whether the stack is the one that the index was made for, or has grown
+// out of it. If not the index forgets everything.
+func (ix *upperIndex) holdsFor(layers []snapshot.LayerID) bool {
+	if ix.Top == "" || slices.Contains(layers, ix.Top) {
+		return true
 	}
+	ix.indexData = indexData{}
+	return false
 }
 
 // owe is known.owe of a path. Where the directory is not known all of it is looked at.

@@ -31,7 +31,7 @@ const (
 // then.
 type watch struct {
 	d              *Driver
-	upper          string // the tree's root in the live upper
+	upper, index   string // the tree's root in the live upper, and the index of that
 	content, names int
 	mount          *os.File // of the upper's filesystem, to open handles with
 	wake           *os.File
@@ -40,14 +40,20 @@ type watch struct {
 	slacks         map[int32]int64
 	forks          *forks
 	ended          map[string][]int32 // by path: processes that had ended when they were to be looked at
+	indexed        map[string][]int32 // by name in the index: who changed such a file
 	dirs           map[string]string  // by handle: the directory below the tree; "" for one elsewhere
 }
+
+// inIndex stands for the index, of which the kernel names the files that it keeps there
+// (see links.go): their attributes are changed by that name, whatever name of the tree
+// was used.
+const inIndex = "/"
 
 // Watch collects who changes the tree. See snapshot.Watcher.
 func (d *Driver) Watch(v snapshot.View) (func() (snapshot.Writers, error), error) {
 	w := &watch{
-		d: d, upper: filepath.Join(d.dir(v.Open, "u"), d.name), content: -1, names: -1, done: make(chan error, 1),
-		by: snapshot.Writers{}, slacks: map[int32]int64{}, dirs: map[string]string{}, ended: map[string][]int32{},
+		d: d, upper: filepath.Join(d.dir(v.Open, "u"), d.name), index: d.indexDir(v.Open), content: -1, names: -1, done: make(chan error, 1),
+		by: snapshot.Writers{}, slacks: map[int32]int64{}, dirs: map[string]string{}, ended: map[string][]int32{}, indexed: map[string][]int32{},
 	}
 	w.forks = listen()
 	err := w.open(d.tree, d.layers)
@@ -138,6 +144,9 @@ func (w *watch) read(wake int) error {
 		}
 		w.forks.drain(buf) // last: who changed something was made before
 		if last {
+			if err := w.resolve(); err != nil {
+				return err
+			}
 			w.settle()
 			return nil
 		}
@@ -211,7 +220,12 @@ func (w *watch) named(b []byte, self bool, pid int32) {
 		if b[0] == unix.FAN_EVENT_INFO_TYPE_DFID_NAME && head+8+size <= length && int(pid) != os.Getpid() {
 			kind := int32(binary.NativeEndian.Uint32(b[head+4:]))
 			name, _, _ := bytes.Cut(b[head+8+size:length], []byte{0})
-			if dir := w.dir(kind, b[head+8:head+8+size]); dir != "" {
+			switch dir := w.dir(kind, b[head+8:head+8+size]); dir {
+			case "":
+			case inIndex:
+				w.slack(pid) // while it is there
+				w.indexed[string(name)] = append(w.indexed[string(name)], pid)
+			default:
 				path := strings.TrimSuffix(join(dir, string(name)), "/.")
 				if self {
 					path += "/."
@@ -236,7 +250,9 @@ func (w *watch) dir(kind int32, handle []byte) string {
 	path, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 	unix.Close(fd) //nolint:errcheck // O_PATH
 	dir := ""
-	if path == w.upper && err == nil {
+	if path == w.index && err == nil {
+		dir = inIndex
+	} else if path == w.upper && err == nil {
 		dir = "."
 	} else if rel, ok := strings.CutPrefix(path, w.upper+"/"); ok {
 		dir = rel
@@ -272,6 +288,33 @@ func (w *watch) slack(pid int32) int64 {
 	}
 	w.slacks[pid] = slack
 	return slack
+}
+
+// resolve notes the tree's names of what was changed by one in the index.
+func (w *watch) resolve() error {
+	if len(w.indexed) == 0 {
+		return nil
+	}
+	by := map[uint64][]int32{}
+	for name, pids := range w.indexed {
+		var st unix.Stat_t
+		if err := unix.Lstat(filepath.Join(w.index, name), &st); err == nil { // else it has no name any more
+			by[st.Ino] = append(by[st.Ino], pids...)
+		}
+	}
+	root, err := openDir(w.upper)
+	if missing(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer root.Close() //nolint:errcheck // O_PATH
+	return eachName(root, ".", func(path string, ino uint64) {
+		for _, pid := range by[ino] {
+			w.note(path, pid)
+		}
+	})
 }
 
 // settle finds out about processes that had ended.

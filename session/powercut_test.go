@@ -223,7 +223,7 @@ func (k *killer) untilCut(rnd *rand.Rand, log string, round int) {
 	if c.in = cutIn[round%len(cutIn)]; c.in == "restore" && k.driver == fallback.Name {
 		c.in = "" // there is nothing to show
 	}
-	c.held = os.Getenv("DEPLOYX_SOAK") != "" && round%2 == 0 && c.in != "restore" && c.in != "forget" && k.driver == overlay.Name
+	c.held = round%2 == 0 && c.in != "restore" && c.in != "forget" && k.driver == overlay.Name
 	switch {
 	case round%len(cutIn) == 0:
 		c.lines.Store(1 + rnd.Int64N(8))

@@ -176,7 +176,11 @@ func (e *engine) start(handle func(frame) error) context.Context {
 	e.wg.Go(func() { e.fail(e.readLoop(ctx, handle)) })
 	e.wg.Go(func() {
 		defer close(e.written)
-		if err := e.writeLoop(ctx); err != nil {
+		err := e.writeLoop(ctx)
+		if errors.Is(err, net.ErrClosed) && e.current().name() == WebSocket {
+			<-ctx.Done() // we closed it, or the library did for the reader, who tells why
+		}
+		if err != nil {
 			e.fail(err)
 		}
 	})

@@ -102,12 +102,28 @@ func (o Options) withDefaults() Options {
 
 // Check refuses what is not safe. New does it too.
 func (o Options) Check() error {
+	if err := o.CheckBackend(); err != nil {
+		return err
+	}
+	if o.TokenFile != "" {
+		_, err := readToken(o.TokenFile)
+		return err
+	}
+	return nil
+}
+
+// CheckBackend looks at what names the backend: no other try mends that.
+func (o Options) CheckBackend() error {
 	if o.URL == "" {
-		return errors.New("no backend: give its URL with --url")
+		return errors.New("no backend: give its URL with --url https://host:port")
+	}
+	c := socketio.Config{URL: o.URL, Path: o.Path, Namespace: o.Namespace, Transports: o.Transports}
+	if err := c.Check(); err != nil {
+		return err
 	}
 	u, err := url.Parse(o.URL)
 	if err != nil {
-		return fmt.Errorf("backend URL: %w", err)
+		return err
 	}
 	if u.User != nil {
 		return errors.New("backend URL: it holds a password, which logs would show; use --token-file or --header-file")
@@ -116,10 +132,7 @@ func (o Options) Check() error {
 	if plain && !o.AllowPlaintext && !loopback(u.Hostname()) {
 		return fmt.Errorf("%s is not encrypted, and whoever can change what passes runs commands here: use https, or --allow-plaintext if the network is trusted", bare(o.URL))
 	}
-	if o.TokenFile != "" {
-		_, err = readToken(o.TokenFile)
-	}
-	return err
+	return nil
 }
 
 // loopback holds for names and addresses of this host itself. localhost is that

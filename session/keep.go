@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"deployx/internal/crash"
@@ -55,9 +56,29 @@ func (s *Session) check(ctx context.Context, p *passage, before []snapshot.Chang
 	}
 	if paths := collisions(undone, p.paths); len(paths) > 0 {
 		return conflict("others changed what would be undone too, so their changes cannot be kept:", paths,
-			"roll back with --drift drop to drop all that others changed as well (redo brings it back), or copy it away first")
+			"roll back with --drift drop to drop all that others changed as well (redo brings it back), or copy it away first"+s.shownBy(ctx, p.others, paths))
 	}
 	return nil
+}
+
+// shownBy says which diff shows what others did to these paths, as more lines
+// of a hint. An entry that cannot be read is left out: the conflict is what counts.
+func (s *Session) shownBy(ctx context.Context, others []snapshot.Snapshot, paths []string) (lines string) {
+	const most = 3
+	for _, e := range others {
+		changes, err := s.changesOf(ctx, []snapshot.Snapshot{e})
+		if err != nil || !slices.ContainsFunc(changes, func(c snapshot.Change) bool { return slices.Contains(paths, c.Path) }) {
+			continue
+		}
+		line := "\nwhat they changed: deployx diff " + string(e.ID)
+		if _, err := s.rec.Snapshot(e.ID); err != nil { // in the open layer still
+			line = "\nwhat they changed, among all since base: deployx diff"
+		}
+		if lines += line; strings.Count(lines, "\n") == most {
+			break
+		}
+	}
+	return lines
 }
 
 // conflict names paths, as many as a person reads.
@@ -71,13 +92,18 @@ func conflict(msg string, paths []string, hint string) error {
 
 // lost is the conflict of a caller who did not allow that changes are carried
 // over.
-func lost(changes []snapshot.Change, hint string) error {
-	var paths []string
+func (s *Session) lost(ctx context.Context, p passage, hint string) error {
+	paths := named(p.paths)
+	return conflict("others changed the tree meanwhile:", paths, hint+s.shownBy(ctx, p.others, paths))
+}
+
+// named are the paths of changes, each once and in order.
+func named(changes []snapshot.Change) (paths []string) {
 	for _, c := range changes {
 		paths = append(paths, c.Path)
 	}
 	slices.Sort(paths)
-	return conflict("others changed the tree meanwhile:", slices.Compact(paths), hint)
+	return slices.Compact(paths)
 }
 
 // changesOf are the changes of each entry's layer, one after the other. A layer

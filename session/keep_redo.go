@@ -31,7 +31,7 @@ func (s *Session) redoKeeping(ctx context.Context, n int, o RollbackOptions, sta
 	u.Kept = last.paths
 	switch {
 	case len(u.Kept) > 0 && o.Drift == DriftRefuse:
-		return u, lost(u.Kept, "redo with --drift keep, or copy them away first")
+		return u, s.lost(ctx, last, "redo with --drift keep, or copy them away first")
 	case o.DryRun:
 		return u, nil
 	}

@@ -79,7 +79,7 @@ func (s *Session) rollback(ctx context.Context, t Target, o RollbackOptions) (Un
 	case "", DriftKeep:
 		return s.rollbackKeeping(ctx, dropped, drift, t, o, start)
 	case DriftRefuse:
-		if err := s.refuseDrift(ctx, h, dropped, drift != nil); err != nil {
+		if err := s.refuseDrift(ctx, dropped, drift); err != nil {
 			return Undo{DryRun: o.DryRun, Dropped: dropped}, err
 		}
 	}
@@ -166,43 +166,18 @@ func (s *Session) drift(ctx context.Context, h snapshot.Head, v snapshot.View) (
 }
 
 // refuseDrift names what others changed that a rollback would throw away.
-func (s *Session) refuseDrift(ctx context.Context, h snapshot.Head, dropped []snapshot.Snapshot, open bool) error {
-	e := &snapshot.Error{
-		Code: snapshot.CodeDriftConflict, Msg: "others changed the tree between the commands; these changes would be lost:",
-		Hint: "roll back with --drift drop to drop them too (redo brings them back), or copy them away first",
+func (s *Session) refuseDrift(ctx context.Context, dropped []snapshot.Snapshot, open *snapshot.Snapshot) error {
+	p := keeping(dropped, "")
+	if open != nil {
+		p.others = append([]snapshot.Snapshot{*open}, p.others...)
 	}
-	add := func(c snapshot.Change) error {
-		if len(e.Paths) < 20 {
-			e.Paths = append(e.Paths, c.Path)
-		}
-		return nil
+	changes, err := s.changesOf(ctx, p.others)
+	if err != nil || len(changes) == 0 {
+		return err
 	}
-	if open {
-		v, err := s.rec.View(h)
-		if err == nil {
-			err = s.drv.Changes(ctx, v.Layers, []snapshot.LayerID{v.Open}, add)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	for _, d := range dropped {
-		if d.Kind != snapshot.KindDrift || d.Layer == "" {
-			continue
-		}
-		below, err := s.rec.Layers(d.Parent)
-		if err == nil {
-			err = s.drv.Changes(ctx, below, []snapshot.LayerID{d.Layer}, add)
-		}
-		if err != nil {
-			return err
-		}
-		open = true
-	}
-	if !open {
-		return nil
-	}
-	return e
+	paths := named(changes)
+	return conflict("others changed the tree between the commands; these changes would be lost:", paths,
+		"roll back with --drift drop to drop them too (redo brings them back), or copy them away first"+s.shownBy(ctx, p.others, paths))
 }
 
 // goTo moves the record from one head to another and the tree with it.

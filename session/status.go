@@ -90,7 +90,7 @@ func (s *Session) Status(ctx context.Context) (st Status, err error) {
 			return st, err
 		}
 	}
-	if st.Agrees && shown != "" && st.Running == "" && !s.owned(h) {
+	if st.Agrees && shown != "" && st.Running == "" && st.CutOff == "" && !s.owned(h) { // what a command did is not others'
 		if st.Drift, err = s.drifted(ctx, h, v); err != nil {
 			return st, err
 		}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -61,6 +62,12 @@ type Config struct {
 	HandlerBuffer int
 }
 
+// Check tells what New would refuse.
+func (c Config) Check() error {
+	_, _, err := c.withDefaults()
+	return err
+}
+
 // withDefaults checks a copy of c and fills it in.
 func (c Config) withDefaults() (Config, *url.URL, error) {
 	base, err := c.base()
@@ -99,6 +106,10 @@ func (c Config) withDefaults() (Config, *url.URL, error) {
 func (c Config) base() (*url.URL, error) {
 	u, err := url.Parse(c.URL)
 	if err != nil {
+		var e *url.Error
+		if errors.As(err, &e) { // it repeats the URL, with what may be secret in it
+			err = e.Err
+		}
 		return nil, fmt.Errorf("server URL: %w", err)
 	}
 	switch u.Scheme {
@@ -108,13 +119,16 @@ func (c Config) base() (*url.URL, error) {
 		u.Scheme = "https"
 	case "http", "https":
 	default:
-		return nil, fmt.Errorf("server URL %q: it starts with http://, https://, ws:// or wss://", c.URL)
+		return nil, fmt.Errorf("server URL %q: it starts with http://, https://, ws:// or wss://, as https://host:8000", u.Redacted())
 	}
-	if u.Host == "" {
-		return nil, fmt.Errorf("server URL %q: it names no host", c.URL)
+	if u.Hostname() == "" {
+		return nil, fmt.Errorf("server URL %q: it names no host; one that does is https://host:8000", u.Redacted())
+	}
+	if _, err := strconv.ParseUint(u.Port(), 10, 16); u.Port() != "" && err != nil {
+		return nil, fmt.Errorf("server URL %q: a port is a number up to 65535", u.Redacted())
 	}
 	if u.Path != "" && u.Path != "/" {
-		return nil, errors.New("server URL: it has a path; put the endpoint's into Path, a namespace into Namespace")
+		return nil, errors.New("server URL: it has a path; the endpoint's is the setting path, a namespace the setting namespace")
 	}
 	u.Path = "/socket.io/"
 	if c.Path != "" {

@@ -176,6 +176,8 @@ func TestConfig(t *testing.T) {
 		{URL: "h:1"},
 		{URL: "ftp://h"},
 		{URL: "http://"},
+		{URL: "http://:1"},
+		{URL: "http://h:99999"},
 		{URL: "http://h/path"},
 		{URL: "http://h", Namespace: "x"},
 		{URL: "http://h", Namespace: "/a,b"},

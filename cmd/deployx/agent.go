@@ -121,14 +121,17 @@ func (a *app) serve(ctx context.Context, f *agentFlags) error {
 	if o.Env, err = a.extraEnv(); err != nil {
 		return err
 	}
+	if err := a.checkDriver(); err != nil {
+		return err
+	}
 	if o.TLS, err = a.tls(f, log); err != nil {
 		return err
 	}
 	if err := a.secrets(f, &o); err != nil {
 		return err
 	}
-	if o.URL == "" {
-		return usageError{o.Check()}
+	if err := o.CheckBackend(); err != nil {
+		return usageError{err}
 	}
 	if err := os.MkdirAll(o.State, 0o700); err != nil {
 		return err
@@ -230,6 +233,7 @@ func (a *app) openFor(log *logrus.Logger) agent.Opener {
 		w := log.WriterLevel(logrus.WarnLevel)
 		b.tree, b.err, b.quiet = path, w, false
 		t, err := b.knownOrNew(ctx)
+		b.driver = "auto" // --driver is that of new trees
 		if err == nil {
 			var s *session.Session
 			if s, err = b.open(ctx, t); err == nil {

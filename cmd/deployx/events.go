@@ -67,7 +67,8 @@ func failureEvent(command string) (event string, ok bool) {
 func (a *app) tellFailure(ran *cobra.Command, err error) {
 	var usage usageError
 	var told exitStatus
-	if err == nil || !a.json || ran == nil || errors.As(err, &usage) || wasDone(err) || errors.As(err, &told) {
+	var there encoded
+	if err == nil || !a.json || ran == nil || errors.As(err, &usage) || wasDone(err) || errors.As(err, &told) || errors.As(err, &there) {
 		return
 	}
 	event, ok := failureEvent(ran.Name())
@@ -81,6 +82,9 @@ func (a *app) tellFailure(ran *cobra.Command, err error) {
 	}
 	a.encode(f) //nolint:errcheck // stderr has it
 }
+
+// encoded is an error that stdout has already.
+type encoded struct{ error }
 
 // codeOf is snapshot.CodeOf, for a wrong flag too.
 func codeOf(err error) snapshot.Code {

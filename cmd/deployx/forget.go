@@ -40,6 +40,7 @@ func (a *app) forget(ctx context.Context, o session.ForgetOptions) (err error) {
 	if err != nil {
 		return err
 	}
+	a.forgets = true
 	// No deployx adds a tree meanwhile.
 	l, err := snapshot.WaitLock(ctx, filepath.Join(a.stateDir(), "lock"), nil)
 	if err != nil {

@@ -293,8 +293,16 @@ func checkAgent(args []string, root string) (stop time.Duration, err error) {
 	plain, e1 := fl.GetBool("allow-plaintext")
 	grace, e2 := fl.GetDuration("grace")
 	flush, e3 := fl.GetDuration("flush-timeout")
-	o.AllowPlaintext = plain
-	return grace + flush + stopMargin, errors.Join(e1, e2, e3, o.Check())
+	namespace, e4 := fl.GetString("namespace")
+	transports, e5 := fl.GetStringSlice("transport")
+	o.AllowPlaintext, o.Namespace, o.Transports = plain, namespace, transports
+	if err := errors.Join(e1, e2, e3, e4, e5); err != nil {
+		return 0, err
+	}
+	if err := o.CheckBackend(); err != nil {
+		return 0, usageError{err}
+	}
+	return grace + flush + stopMargin, o.Check()
 }
 
 // stopMargin is for what the agent does after its grace: a shell takes 5 s to

@@ -46,6 +46,9 @@ func (a *app) record() (snapshot.Tree, *snapshot.Record, error) {
 }
 
 func (a *app) recordOf(t snapshot.Tree) (snapshot.Tree, *snapshot.Record, error) {
+	if err := stored(t, lostFiles(t)); err != nil {
+		return t, nil, err
+	}
 	r, err := snapshot.OpenRecord(filepath.Join(t.Store, "record"))
 	return t, r, err
 }

@@ -145,6 +145,7 @@ type app struct {
 	session             sessionFlags
 	sizes               bool // of status
 	tellsRecovery       bool // the command does so itself
+	forgets             bool // what is gone is in nobody's way
 }
 
 // stepOut leaves the current directory, which would otherwise hold the tree.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -49,7 +50,7 @@ restart all that it should have.`,
 		RunE:              func(c *cobra.Command, args []string) error { return a.rollback(c.Context(), f, args) },
 	}
 	c.Flags().StringVar(&f.batch, "batch", "", "the whole batch with this `id`")
-	countVar(c.Flags(), &f.last, "last", "", "the newest `N` commands")
+	someVar(c.Flags(), &f.last, "last", "the newest `N` commands")
 	c.Flags().BoolVar(&f.all, "all", false, "everything, back to base")
 	registerUndo(c, &f, "keep, refuse or drop")
 	a.session.register(c, false)
@@ -257,7 +258,7 @@ func (a *app) redo(ctx context.Context, f rollbackFlags, args []string) error {
 	if len(args) > 0 {
 		var err error
 		if n, err = strconv.Atoi(args[0]); err != nil || n < 1 || len(args) > 1 {
-			return usageError{fmt.Errorf("redo takes a number of rollbacks, got %q", args)}
+			return usageError{fmt.Errorf("redo takes a number of rollbacks, 1 or more: not %q", strings.Join(args, " "))}
 		}
 	}
 	o, err := f.options(true)

@@ -69,6 +69,21 @@ func (f *countFlag) Set(s string) error {
 	return nil
 }
 
+// someFlag is a number of things of which there must be some.
+type someFlag struct{ *countFlag }
+
+func someVar(fl *pflag.FlagSet, p *int, name, usage string) {
+	fl.Var(someFlag{(*countFlag)(p)}, name, usage)
+}
+
+// Set refuses 0: a script that counted none does not mean all.
+func (f someFlag) Set(s string) error {
+	if err := f.countFlag.Set(s); err != nil || *f.countFlag == 0 {
+		return fmt.Errorf("a whole number, 1 or more: not %q", s)
+	}
+	return nil
+}
+
 // freeFlag is how much of a filesystem must be free: a size, or a share as 5%.
 type freeFlag session.MinFree
 

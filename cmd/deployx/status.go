@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -19,9 +20,10 @@ func (a *app) statusCmd() *cobra.Command {
 		Short: "Show the trees: driver, mounted or not, head, snapshots, disk used, who holds them",
 		Long: `Show the known trees, or with --tree one of them: driver, whether the tree is
 mounted, its newest snapshot, how many there are, the mounted layers, the disk
-they use, and the processes that hold the tree. It changes nothing.
+they use, and the processes that hold the tree. It changes nothing. A tree that
+cannot be read hides no other.
 
-Exit status: 0; 1 if a record cannot be read; 2 usage.`,
+Exit status: 0; 1 if a tree or its record cannot be read; 2 usage.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return a.overview(c.Context()) },
 	}
@@ -61,39 +63,56 @@ type treeStatus struct {
 	Sizes      []session.Size        `json:"sizes,omitempty"` // with --sizes
 }
 
+// overview tells of all trees that can be read, and then of those that cannot.
 func (a *app) overview(ctx context.Context) error {
-	trees, err := a.statusTrees()
-	if err != nil {
+	list, errs := []treeStatus{}, []error{}
+	look := func(t snapshot.Tree, err error) {
+		var st treeStatus
+		if err == nil {
+			err = there(t)
+		}
+		if err == nil {
+			st, err = a.treeStatus(ctx, t)
+		}
+		switch {
+		case err == nil:
+			list = append(list, st)
+		case t.Path != "": // else the error names the file
+			err = fmt.Errorf("%s: %w", printable(t.Path), err)
+			fallthrough
+		default:
+			errs = append(errs, err)
+		}
+	}
+	if a.tree != "" {
+		look(a.known())
+	} else if err := snapshot.NewState(a.stateDir()).Each(look); err != nil {
 		return err
 	}
-	list := []treeStatus{}
-	for _, t := range trees {
-		st, err := a.treeStatus(ctx, t)
-		if err != nil {
-			return fmt.Errorf("%s: %w", t.Path, err)
-		}
-		list = append(list, st)
-	}
+	err := errors.Join(errs...)
 	if a.json {
-		return a.encode(map[string]any{"state": a.stateDir(), "trees": list})
+		return a.encodeOverview(list, err)
 	}
-	if len(list) == 0 {
+	if len(list) == 0 && err == nil {
 		a.say("deployx: no tree is known in %s; deployx run --tree DIR makes one", a.stateDir())
 	}
 	for _, st := range list {
-		if err := a.printStatus(st); err != nil {
-			return err
-		}
+		err = errors.Join(err, a.printStatus(st))
 	}
-	return nil
+	return err
 }
 
-func (a *app) statusTrees() ([]snapshot.Tree, error) {
-	if a.tree != "" {
-		t, err := a.known()
-		return []snapshot.Tree{t}, err
+// encodeOverview prints one object: what is known, and what is in the way of the rest.
+func (a *app) encodeOverview(list []treeStatus, err error) error {
+	o := map[string]any{"state": a.stateDir(), "trees": list}
+	if err == nil {
+		return a.encode(o)
 	}
-	return snapshot.NewState(a.stateDir()).Trees()
+	if a.tree != "" {
+		return err
+	}
+	o["success"], o["error"], o["code"] = false, err.Error(), codeOf(err)
+	return errors.Join(encoded{err}, a.encode(o))
 }
 
 func (a *app) treeStatus(ctx context.Context, t snapshot.Tree) (out treeStatus, err error) {
@@ -201,7 +220,7 @@ func recovery(r *session.RecoveryNote) string {
 func shows(st treeStatus) string {
 	s := "a plain directory"
 	if st.MaxLayers == 0 && st.Layers > 1 {
-		s += fmt.Sprintf(", %d layers", st.Layers-1)
+		s += ", " + many(st.Layers-1, "layer")
 	}
 	if st.Mounted {
 		s = fmt.Sprintf("mounted, %d of at most %d layers below the open one", st.Layers, st.MaxLayers)

@@ -166,14 +166,19 @@ func (a *app) addLocked(ctx context.Context, path string) (snapshot.Tree, error)
 	return t, st.Add(t)
 }
 
+// checkDriver refuses a driver that there is not.
+func (a *app) checkDriver() error {
+	switch a.driver {
+	case "copy", "auto", "overlay":
+		return nil
+	}
+	return usageError{fmt.Errorf("--driver is auto, overlay or copy, not %q", a.driver)}
+}
+
 // chooseDriver picks the driver for a new tree.
 func (a *app) chooseDriver(t snapshot.Tree) (string, error) {
-	switch a.driver {
-	case "copy":
-		return fallback.Name, nil
-	case "auto", "overlay":
-	default:
-		return "", usageError{fmt.Errorf("--driver is auto, overlay or copy, not %q", a.driver)}
+	if err := a.checkDriver(); err != nil || a.driver == "copy" {
+		return fallback.Name, err
 	}
 	ok, why := snapshot.Usable(overlay.Probe(t.Path, t.Store))
 	if ok {
@@ -191,6 +196,9 @@ func (a *app) chooseDriver(t snapshot.Tree) (string, error) {
 
 // openDriver opens the driver a tree was recorded with.
 func (a *app) openDriver(ctx context.Context, t snapshot.Tree) (snapshot.Driver, error) {
+	if err := a.checkDriver(); err != nil {
+		return nil, err
+	}
 	if a.driver != "auto" && a.driver != t.Driver {
 		return nil, &snapshot.Error{
 			Code: snapshot.CodeUnsupported, Msg: fmt.Sprintf("%q was recorded with the driver %s, not %s", t.Path, t.Driver, a.driver),
@@ -209,6 +217,9 @@ func (a *app) openDriver(ctx context.Context, t snapshot.Tree) (snapshot.Driver,
 // open opens a session on t with the flags of the command.
 func (a *app) open(ctx context.Context, t snapshot.Tree) (*session.Session, error) {
 	f := a.session
+	if err := stored(t, lostFiles(t)); err != nil && !a.forgets {
+		return nil, err
+	}
 	switch session.OnPinned(f.onPinned) {
 	case session.Seal, session.Share, session.Refuse, session.Stop, "":
 	default:
@@ -309,6 +320,17 @@ func (f *sessionFlags) forUpkeep(wait time.Duration) {
 	f.unasked, f.wait, f.onInterrupted = true, wait, ""
 }
 
+// there refuses a tree whose directory is gone.
+func there(t snapshot.Tree) error {
+	if _, err := os.Stat(t.Path); !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return &snapshot.Error{
+		Code: snapshot.CodeNotFound, Msg: fmt.Sprintf("the tree %q is gone", t.Path),
+		Hint: "make the directory again to reach its snapshots; its record is in " + t.Store,
+	}
+}
+
 // stored refuses a tree whose files are not there, for they would be made anew.
 func stored(t snapshot.Tree, hint string) error {
 	if _, err := os.Stat(t.Store); !errors.Is(err, fs.ErrNotExist) {
@@ -317,13 +339,15 @@ func stored(t snapshot.Tree, hint string) error {
 	return &snapshot.Error{Code: snapshot.CodeNotFound, Msg: fmt.Sprintf("its files, in %q, are not there", t.Store), Hint: hint}
 }
 
+// lostFiles is what to do about stored's error.
+func lostFiles(t snapshot.Tree) string {
+	return fmt.Sprintf("mount the file system they are on; if they are lost for good: deployx forget --tree %s, which leaves the directory as it is", quote(t.Path))
+}
+
 // with runs f on the session of t and closes it.
 func (a *app) with(ctx context.Context, t snapshot.Tree, f func(*session.Session) error) error {
-	if _, err := os.Stat(t.Path); errors.Is(err, fs.ErrNotExist) {
-		return &snapshot.Error{
-			Code: snapshot.CodeNotFound, Msg: fmt.Sprintf("the tree %q is gone", t.Path),
-			Hint: "make the directory again to reach its snapshots; its record is in " + t.Store,
-		}
+	if err := there(t); err != nil {
+		return err
 	}
 	s, err := a.open(ctx, t)
 	if err != nil {

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"deployx/internal/durable"
 	"deployx/shell"
 	"deployx/snapshot"
 )
@@ -147,17 +149,22 @@ func (s *Session) contextFile(hash string) string {
 	return filepath.Join(s.o.Tree.Store, "contexts", hash)
 }
 
-// saveContext keeps a shell's context under the hash of its content.
+// saveContext keeps a shell's context under the hash of its content. One that is there
+// in part, for its disk had a power cut, is written anew; a full one leaves none so.
 func (s *Session) saveContext(c shell.Context) (string, error) {
 	if len(c) == 0 {
 		return "", nil
 	}
 	sum := sha256.Sum256(c)
 	hash := hex.EncodeToString(sum[:16])
-	if _, err := os.Lstat(s.contextFile(hash)); err == nil {
+	name := s.contextFile(hash)
+	if old, err := os.ReadFile(name); err == nil && bytes.Equal(old, c) {
 		return hash, nil
 	}
-	return hash, writeNew(s.contextFile(hash), c)
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return "", err
+	}
+	return hash, durable.Replace(name, c)
 }
 
 // loadContext reads a context; one that is lost, or was cut off by a power

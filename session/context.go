@@ -86,7 +86,11 @@ func (s *Session) newShell(ctx context.Context, hash string) (*shell.Shell, erro
 	o.Env = append(slices.Clone(o.Env), "DEPLOYX_TREE="+s.o.Tree.Path)
 	sh, err := shell.Start(ctx, o)
 	if err != nil {
-		return nil, &snapshot.Error{Code: snapshot.CodeFailedToStart, Msg: "the shell could not be started", Err: err}
+		e := &snapshot.Error{Code: snapshot.CodeFailedToStart, Msg: "the shell could not be started", Err: err}
+		if errors.Is(err, shell.ErrDialect) {
+			e.Hint = "what the commands before left goes on in the shell that they had: leave --shell out; one command in another is dash -c 'COMMAND'"
+		}
+		return nil, e
 	}
 	return sh, nil
 }

@@ -278,7 +278,7 @@ func (s *Shell) spawn(ctx context.Context, want Context) (Context, error) {
 		return nil, err
 	}
 	if want != nil && st.dialect != s.dialect {
-		return nil, fmt.Errorf("context is of a %s shell, %s is not one", st.dialect, filepath.Base(s.program))
+		return nil, fmt.Errorf("%w: context is of a %s shell, %s is not one", ErrDialect, st.dialect, filepath.Base(s.program))
 	}
 	p, err := s.launch()
 	if err != nil {

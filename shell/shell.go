@@ -20,7 +20,9 @@ import (
 // Errors that callers tell apart. A missing shell is a *NotFoundError.
 var (
 	ErrClosed = errors.New("shell is closed")
-	ErrNUL    = errors.New("command holds a NUL byte, which no shell can take: remove it")
+	// ErrDialect: bash, and the others, cannot take each other's contexts.
+	ErrDialect = errors.New("another kind of shell")
+	ErrNUL     = errors.New("command holds a NUL byte, which no shell can take: remove it")
 )
 
 // Options say which shell to start and with what. The zero value is a fresh bash.

@@ -73,6 +73,9 @@ func (r *Record) Resolve(prefix string) (ID, error) {
 			found = append(found, string(id))
 		}
 	}
+	if len(found) > 1 { // what has expired is meant by its whole id only
+		found = slices.DeleteFunc(found, r.expired)
+	}
 	switch len(found) {
 	case 1:
 		return ID(found[0]), nil

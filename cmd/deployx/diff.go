@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -35,7 +36,16 @@ Exit status: 0; 1 if there is no such snapshot; 2 usage.`,
 			return nil
 		},
 		ValidArgsFunction: a.completeID(true),
-		RunE:              func(c *cobra.Command, args []string) error { return a.diff(c.Context(), f, args) },
+		PreRunE: func(*cobra.Command, []string) error {
+			switch {
+			case f.patch && f.stat:
+				return usageError{errors.New("--patch or --stat, not both")}
+			case f.patch && a.json:
+				return usageError{errors.New("--patch is no JSON: leave one of them out")}
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, args []string) error { return a.diff(c.Context(), f, args) },
 	}
 	c.Flags().BoolVarP(&f.patch, "patch", "p", false, "print a unified diff")
 	c.Flags().BoolVar(&f.stat, "stat", false, "print counts only")
@@ -54,7 +64,7 @@ func (a *app) diff(ctx context.Context, f diffFlags, args []string) error {
 		}
 	}
 	return a.reading(ctx, t, func(s *session.Session) error {
-		if f.patch && !a.json {
+		if f.patch {
 			return s.Compare(ctx, id, func(c session.Comparison) error { return a.patch(ctx, c) })
 		}
 		return a.list(ctx, s, id, f)

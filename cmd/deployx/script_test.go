@@ -34,7 +34,13 @@ func deployx() {
 	if d := os.Getenv(envDriver); d != "" && len(args) > 0 {
 		args = append([]string{"--driver", d}, args...)
 	}
-	os.Exit(Main(args, os.Stdin, os.Stdout, os.Stderr))
+	last := func() {}
+	if os.Getenv(envFiles) != "" {
+		last = noteFiles()
+	}
+	code := Main(args, os.Stdin, os.Stdout, os.Stderr)
+	last()
+	os.Exit(code)
 }
 
 // TestScripts runs every script with the driver that this host gets, and once
@@ -107,6 +113,11 @@ func prepare(e *testscript.Env, driver string) error {
 	e.Setenv("TREE", tree)
 	e.Setenv("DEPLOYX_STATE", filepath.Join(e.WorkDir, "state"))
 	e.Setenv("LANG", "C.UTF-8")
+	readme, err := filepath.Abs(filepath.Join("..", "..", "README.md"))
+	if err != nil {
+		return err
+	}
+	e.Setenv("README", readme)
 	if driver != "" {
 		e.Setenv(envDriver, driver)
 	}

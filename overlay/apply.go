@@ -300,10 +300,12 @@ func (c *commit) place(e *entry, to target, path string) error {
 	case err == nil:
 		crash.Point("overlay.commit.linked")
 		return nil
-	case !errors.Is(err, unix.EEXIST):
+	case !errors.Is(err, unix.EEXIST): // which comes before EXDEV
 		return c.instead(err, e, to, path)
 	case to.isInode(e):
 		return nil
+	case !c.reach.joined:
+		return c.copyOnce(e, to, path)
 	}
 	return c.replace(e, to, path)
 }

@@ -47,7 +47,7 @@ func (d *Driver) Settle(ctx context.Context, layers []snapshot.LayerID) (snapsho
 		return "", err
 	}
 	m := merge{ctx: ctx, below: view.below(), split: view.split, by: r.layers, settled: true, apart: !r.joined}
-	aside, err := d.aside(&m, func(top string) error { return m.build(view, top) })
+	aside, err := d.aside(&m, func(top string) error { return m.together(view, top) })
 	if err != nil {
 		return "", err
 	}

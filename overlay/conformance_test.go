@@ -74,6 +74,18 @@ func TestConformanceOld(t *testing.T) {
 	o.Run(t, opener(Options{Old: true}))
 }
 
+// TestConformanceApart has the layers on another filesystem than base, where a tree
+// that is itself a mount has them: nothing can be linked to base.
+func TestConformanceApart(t *testing.T) {
+	for name, o := range map[string]Options{"subtree": {}, "plain": {Plain: true}} {
+		t.Run(name, func(t *testing.T) {
+			l := here(t, map[bool]snapshottest.Options{false: limits, true: plainLimits}[o.Plain])
+			l.Apart = true
+			l.Commit(t, opener(o))
+		})
+	}
+}
+
 // TestCrash kills the process at every named point of the driver.
 func TestCrash(t *testing.T) { limits.Crash(t, opener(Options{})) }
 

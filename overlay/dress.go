@@ -1,9 +1,7 @@
 package overlay
 
 import (
-	"context"
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 
@@ -80,24 +78,4 @@ func makeSpecialIn(at *os.File, e *entry, name string) error {
 		return &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 	}
 	return errors.Join(dressLike(e, f), f.Close())
-}
-
-// copyAcross copies a file with its holes between file systems of different
-// kinds, where the kernel does not (copy_file_range(2), EXDEV).
-func copyAcross(ctx context.Context, from, to *os.File) error {
-	err := copyBytes(ctx, from, to)
-	if !errors.Is(err, unix.EXDEV) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EOPNOTSUPP) {
-		return err
-	}
-	fi, err := from.Stat()
-	if err != nil {
-		return err
-	}
-	return parts(from, 0, fi.Size(), func(at, end int64, hole bool) error {
-		if hole {
-			return nil
-		}
-		_, err := io.Copy(io.NewOffsetWriter(to, at), io.NewSectionReader(from, at, end-at))
-		return err
-	})
 }

@@ -38,7 +38,8 @@ type merge struct {
 	// settled: nothing of the layers below may be needed under another name. What
 	// the run has moved is made whole, with links to what is there.
 	settled bool
-	apart   bool // base is on another filesystem: settled, its bytes are not needed at all
+	apart   bool                // base is on another filesystem: settled, its bytes are not needed at all
+	also    map[string][]string // by directory, names that the run has not: see together
 }
 
 // count adds what was made and is not a link.
@@ -86,6 +87,9 @@ func (m *merge) directory(a, b *entry, dir string, fresh bool) error {
 	names, err := a.dir.names(limit)
 	if err != nil {
 		return err
+	}
+	for _, name := range m.also[dir] {
+		names[name] = true
 	}
 	for name := range names {
 		m.size.entries++
@@ -386,18 +390,29 @@ func copyBytes(ctx context.Context, from, to *os.File) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			in, out := at, at
-			n, err := unix.CopyFileRange(int(from.Fd()), &in, int(to.Fd()), &out, int(min(end-at, 16<<20)), 0)
-			if err != nil {
-				return &fs.PathError{Op: "copy_file_range", Path: to.Name(), Err: err}
+			n, err := copyRange(from, to, at, min(end-at, 16<<20))
+			if err != nil || n == 0 {
+				return err
 			}
-			if n == 0 {
-				return nil
-			}
-			at += int64(n)
+			at += n
 		}
 		return nil
 	})
+}
+
+// copyRange copies n bytes at the same place, or as many as there are: where the
+// kernel does not, between filesystems for one (copy_file_range(2), EXDEV), by a read
+// and a write.
+func copyRange(from, to *os.File, at, n int64) (int64, error) {
+	in, out := at, at
+	done, err := unix.CopyFileRange(int(from.Fd()), &in, int(to.Fd()), &out, int(n), 0)
+	switch {
+	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
+		return io.Copy(io.NewOffsetWriter(to, at), io.NewSectionReader(from, at, n))
+	case err != nil:
+		return 0, &fs.PathError{Op: "copy_file_range", Path: to.Name(), Err: err}
+	}
+	return int64(done), nil
 }
 
 // smallFile is up to where a read and a write cost less than what finds holes and

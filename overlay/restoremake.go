@@ -72,7 +72,7 @@ func (r *restore) create(at *os.File, goal *entry, name, path string) error {
 	if err != nil {
 		return errors.Join(err, to.Close())
 	}
-	if err = copyAcross(r.ctx, from, to); err == nil {
+	if err = copyBytes(r.ctx, from, to); err == nil {
 		err = disinherit(to)
 	}
 	if err == nil {

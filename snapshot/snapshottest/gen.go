@@ -3,6 +3,7 @@ package snapshottest
 import (
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 
 	"deployx/internal/treecmp"
@@ -83,8 +84,10 @@ func (g *gen) op() Op {
 // maker is an operation that makes something under a name of its own.
 func (g *gen) maker() Op {
 	path := g.fresh()
-	for slices.Contains(g.all, path) {
-		path = g.fresh()
+	for n := 1; slices.Contains(g.all, path); n++ {
+		if path = g.fresh(); n%100 == 0 { // all names may be taken
+			path += strconv.Itoa(n)
+		}
 	}
 	switch g.IntN(10) {
 	case 0, 1, 2:

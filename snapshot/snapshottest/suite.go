@@ -58,6 +58,8 @@ type Options struct {
 	Place func(t *testing.T) Place
 	// FS is the type of the file system in memory: ext4 (default), xfs, btrfs.
 	FS string
+	// Apart puts the driver's files on a file system of their own.
+	Apart bool
 
 	quick bool // for the suite's own tests
 	held  bool // see Held
@@ -96,6 +98,14 @@ func (o Options) placed(t *testing.T) Options {
 	}
 	img := testns.NewImage(t, testns.ImageOptions{Type: o.FS, Size: imageSize})
 	o.Place = func(t *testing.T) Place { return placeIn(t, img.Dir) }
+	if o.Apart {
+		other := testns.NewImage(t, testns.ImageOptions{Type: o.FS, Size: imageSize})
+		o.Place = func(t *testing.T) Place {
+			p := placeIn(t, img.Dir)
+			p.State = placeIn(t, other.Dir).State
+			return p
+		}
+	}
 	return o
 }
 

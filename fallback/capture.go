@@ -47,7 +47,7 @@ func (d *Driver) capture(ctx context.Context, root beneath, into snapshot.LayerI
 
 // record settles the store and commits what gather made.
 func (d *Driver) record(t *tx) error {
-	if len(t.changes) == 0 && len(t.sets) == 0 {
+	if len(t.changes) == 0 && (len(t.sets) == 0 || d.log.readOnly) { // news alone spare work
 		return d.store.forget()
 	}
 	t.bytes = d.store.bytes

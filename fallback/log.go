@@ -19,6 +19,8 @@ type wal struct {
 	f    *os.File
 	end  int64 // of the last whole transaction
 	err  error // the end of the file is in doubt: nothing more may be added
+
+	readOnly bool // the filesystem was, when it was opened
 }
 
 const walMagic = "deployx copy log 1\n"
@@ -36,10 +38,14 @@ func openLog(path string) (*wal, error) {
 			f, err = os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
 		}
 	}
+	readOnly := errors.Is(err, unix.EROFS)
+	if readOnly {
+		f, err = os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	}
 	if err != nil {
 		return nil, err
 	}
-	return &wal{path: path, f: f}, nil
+	return &wal{path: path, f: f, readOnly: readOnly}, nil
 }
 
 // replay hands every transaction from byte offset from on to apply; 0 is the
@@ -138,6 +144,9 @@ func (w *wal) reserve(n int) error {
 func (w *wal) add(t *tx, sync bool) error {
 	if w.err != nil {
 		return w.err
+	}
+	if w.readOnly {
+		return sysError("write", w.path, unix.EROFS)
 	}
 	body := t.encode()
 	b := make([]byte, 0, len(body)+frameHead)

@@ -24,6 +24,9 @@ func (d *Driver) makeState() (err error) {
 		}
 	}
 	d.lock, err = os.OpenFile(d.at("lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if errors.Is(err, unix.EROFS) { // what is there can be read
+		d.lock, err = os.OpenFile(d.at("lock"), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	}
 	return err
 }
 
@@ -89,9 +92,13 @@ func (d *Driver) refresh(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if d.log != nil && d.log.readOnly { // it may be writable by now
+		err = d.log.f.Close()
+		d.log = nil
+	}
 	all := d.log == nil || d.log.err != nil || id != d.seen
 	if all {
-		err = d.load(id)
+		err = errors.Join(err, d.load(id))
 	} else {
 		err = d.log.replay(d.log.end, d.replay)
 	}

@@ -38,6 +38,9 @@ func (d *Driver) Settle(ctx context.Context, layers []snapshot.LayerID) (snapsho
 		return "", err
 	}
 	defer r.close()
+	if err := d.refuseReadOnly(r); err != nil {
+		return "", err
+	}
 	view, err := d.viewBy(r, layers)
 	if err != nil {
 		return "", err
@@ -57,6 +60,17 @@ func (d *Driver) Settle(ctx context.Context, layers []snapshot.LayerID) (snapsho
 	crash.Point("overlay.commit.settled")
 	id := snapshot.NewLayerID()
 	return id, os.Rename(aside, d.dir(id, ""))
+}
+
+// refuseReadOnly refuses to commit to what takes no changes.
+func (d *Driver) refuseReadOnly(r *reach) error {
+	if err := unix.Faccessat(int(r.base.Fd()), ".", unix.W_OK, 0); !errors.Is(err, unix.EROFS) {
+		return nil
+	}
+	return &snapshot.Error{
+		Code: snapshot.CodeUnsupported, Msg: fmt.Sprintf("what lies below the layers of %q is on a read-only filesystem", d.tree),
+		Hint: "commit once it can be written (mount -o remount,rw); until then everything else goes on",
+	}
 }
 
 // moved tells whether the change refers to base by another path: a directory
@@ -179,7 +193,7 @@ func (d *Driver) Commit(ctx context.Context, layers []snapshot.LayerID, progress
 		err = d.loosen(ctx) // what has been copied up meanwhile
 	}
 	if err != nil {
-		return fmt.Errorf("commit to base: %w", err)
+		return fmt.Errorf("commit to base: %w", errors.Join(err, d.refuseReadOnly(r)))
 	}
 	if c.lost {
 		return changedMeanwhile(d.tree)

@@ -44,6 +44,12 @@ func (l *Lock) stands(path string) bool {
 
 func tryLock(path string) (*Lock, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if errors.Is(err, unix.EROFS) {
+		err = &Error{
+			Code: CodeUnsupported, Msg: "nothing can be recorded", Err: err,
+			Hint: "make it writable (mount -o remount,rw); nothing was changed, and deployx log, status and diff still tell",
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -71,6 +71,7 @@ type Driver struct {
 	bar    *bar
 
 	inTree    bool // no rename leads from the state into the tree
+	half      bool // in the second part of a restore: something was changed
 	collector sync.WaitGroup
 	sweeping  sync.Mutex // one collector at a time
 	freed     int64      // bytes that the next transaction takes off

@@ -201,6 +201,8 @@ func freed(root beneath, path string) (n int64, err error) {
 // follow does the second part. What somebody has written since is kept as in any
 // restore.
 func (d *Driver) follow(ctx context.Context, root beneath, q *sequel) error {
+	d.half = true
+	defer func() { d.half = false }()
 	for range changeTries {
 		// A stage that a crash left would be in the way, and take the room.
 		if err := errors.Join(d.emptyStage(), d.emptyTrash()); err != nil {

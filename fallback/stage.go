@@ -303,11 +303,14 @@ func (d *Driver) checkStageRoom(s *stage, bytes, entries int64) error {
 	}
 	free := available(&fs)
 	if bytes > free && !d.clones(s.fd) || fs.Files > 0 && entries > int64(fs.Ffree) {
+		hint := "make room and try again; nothing was changed"
+		if d.half {
+			hint = ""
+		}
 		return &snapshot.Error{
-			Code: snapshot.CodeNoSpace,
+			Code: snapshot.CodeNoSpace, Hint: hint,
 			Msg: fmt.Sprintf("the restore needs %s and %d inodes beside the tree, where %s and %d are free",
 				size(bytes), entries, size(free), fs.Ffree),
-			Hint: "make room and try again; nothing was changed",
 		}
 	}
 	return nil

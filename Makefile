@@ -13,7 +13,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 GOFUMPT     = $(GO) run mvdan.cc/gofumpt@v0.12.0
 STATICCHECK = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: build demo test lint fuzz bench soak setup vm-setup vm-test vm-smoke vagrant-check install clean
+.PHONY: build demo test lint fuzz bench soak points setup vm-setup vm-test vm-smoke vagrant-check install clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/deployx ./cmd/deployx
@@ -54,6 +54,13 @@ soak:
 
 vm-setup:
 	scripts/setup-vm.sh
+
+# Names the crash points that no test is killed at. The whole of the suites: as long as
+# a good part of make test.
+points:
+	mkdir -p .cache && rm -f .cache/killed
+	DEPLOYX_TEST_KILLED=$(CURDIR)/.cache/killed CI=true $(GO) test -count=1 -timeout 60m -run Crash ./session ./overlay ./fallback
+	$(GO) run ./internal/crash/unkilled . .cache/killed
 
 # Half an hour and more for each kernel: see scripts/vm-test.sh.
 vm-test: vm-setup

@@ -11,6 +11,7 @@ import (
 
 	"deployx/fallback"
 	"deployx/internal/crash"
+	"deployx/internal/crash/crashtest"
 	"deployx/snapshot"
 )
 
@@ -90,8 +91,7 @@ func TestNoteCrashes(t *testing.T) {
 		must(t, os.WriteFile(filepath.Join(dir, "open"), []byte(v.Open), 0o600))
 		defer crash.SetHook(func(name string) {
 			if name == os.Getenv("DEPLOYX_TEST_KILL") {
-				unix.Kill(os.Getpid(), unix.SIGKILL) //nolint:errcheck // seen by the parent
-				select {}
+				crashtest.Die(name)
 			}
 		})()
 		dirty(t, d, v)

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"deployx/internal/crash"
+	"deployx/internal/crash/crashtest"
 	"deployx/internal/testns"
 	"deployx/internal/treecmp"
 	"deployx/snapshot"
@@ -451,8 +452,7 @@ func playGoBack(t *testing.T, dir string) {
 		if hits[at]++; point == "" {
 			sh(t, dir, "echo "+at+" >> points")
 		} else if point == fmt.Sprintf("%s:%d", at, hits[at]) {
-			unix.Kill(os.Getpid(), unix.SIGKILL) //nolint:errcheck // it does not return
-			select {}
+			crashtest.Die(at)
 		}
 	}
 	r.hook, r.note = dying, filepath.Join(dir, "view")

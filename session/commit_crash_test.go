@@ -19,6 +19,7 @@ import (
 
 	"deployx/fallback"
 	"deployx/internal/crash"
+	"deployx/internal/crash/crashtest"
 	"deployx/internal/testns"
 	"deployx/internal/treecmp"
 	"deployx/overlay"
@@ -64,11 +65,42 @@ var pinnedScript = []commitStep{
 	{"forget", forget, 3, false},
 }
 
-const pinned = "pinned" // the overlay driver, and pinnedScript
+// attributeCommands change attributes alone, also of a file with other names, and put a
+// file in the place of a directory.
+var attributeCommands = []string{
+	"mkdir d sub; echo 1 > d/a; ln d/a d/b; ln d/a c; echo f > f; echo 1 > sub/k; ln -s f l",
+	"chmod 600 d/a; chmod 640 f; setfattr -n user.x -v y f; rm -r sub; echo now a file > sub; rm l; mkdir l",
+	"echo 3 > three; rm c",
+	"echo 4 > four; mv three d",
+}
+
+// attributeScript commits these, and lets what it has not committed expire.
+var attributeScript = []commitStep{
+	{"base", func(r *rig) error { return r.tryOutside(r.tree, attributeCommands[0]) }, 1, false},
+	{"run 2", attributes(2), 2, false},
+	{"commit attributes", commitAll, 2, true},
+	{"run 3", attributes(3), 3, false},
+	{"run 4", attributes(4), 4, false},
+	{"expire", faultExpire, 4, true},
+	{"commit the floor", commitAll, 4, false},
+}
+
+func attributes(n int) func(*rig) error {
+	return func(r *rig) error { return r.try(attributeCommands[n-1]) }
+}
+
+// Names beside the drivers': the overlay driver, and another script.
+const (
+	pinned     = "pinned"
+	attributed = "attributes"
+)
 
 func commitScriptOf(driver string) []commitStep {
-	if driver == pinned {
+	switch driver {
+	case pinned:
 		return pinnedScript
+	case attributed:
+		return attributeScript
 	}
 	return commitScript
 }
@@ -97,7 +129,7 @@ func forget(r *rig) error {
 
 // ofCommit are the points that a commit or a forget has to itself, and the moves
 // of its record.
-var ofCommit = regexp.MustCompile(`commit|forget|anew|record\.moved|overlay\.merging|overlay\.frozen|fallback\.log\.synced`)
+var ofCommit = regexp.MustCompile(`commit|forget|anew|folded|record\.moved|overlay\.merging|overlay\.frozen|fallback\.log\.synced`)
 
 const (
 	envCommitDir    = "DEPLOYX_TEST_COMMIT_DIR"
@@ -115,9 +147,12 @@ func TestCommitCrashes(t *testing.T) {
 		return
 	}
 	testns.Need(t)
-	models := crashModels(t)
-	for _, driver := range []string{overlay.Name, pinned, fallback.Name} {
+	for _, driver := range []string{overlay.Name, pinned, attributed, fallback.Name} {
 		t.Run(driver, func(t *testing.T) {
+			models := crashModels(t, crashCommands[:3])
+			if driver == attributed {
+				models = crashModels(t, attributeCommands)
+			}
 			points, died := commitPoints(t, driver), 0
 			for _, p := range points {
 				t.Run(p, func(t *testing.T) {
@@ -168,7 +203,7 @@ func commitPoints(t *testing.T, driver string) (chosen []string) {
 		}
 		chosen = append(chosen, all[len(all)-1])
 	}
-	if chosen = slices.Compact(chosen); len(chosen) < 20 {
+	if chosen = slices.Compact(chosen); len(chosen) < 15 {
 		t.Fatalf("only %d points: %v", len(chosen), chosen)
 	}
 	return chosen
@@ -209,8 +244,7 @@ func playCommit(t *testing.T) {
 		hits[name]++
 		point := fmt.Sprintf("%d:%s:%d", step, name, hits[name])
 		if point == target {
-			unix.Kill(os.Getpid(), unix.SIGKILL) //nolint:errcheck // it does not return
-			select {}
+			crashtest.Die(name)
 		}
 		if script[step].deadly {
 			fmt.Fprintln(notes, point) //nolint:errcheck // the parent counts them
@@ -240,7 +274,7 @@ func commitRig(t *testing.T, dir, driver string) *rig {
 	if err := os.MkdirAll(r.tree, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if driver == pinned {
+	if driver == pinned || driver == attributed {
 		driver = overlay.Name
 	}
 	state := filepath.Join(dir, "state")

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"deployx/internal/crash"
+	"deployx/internal/crash/crashtest"
 	"deployx/internal/treecmp"
 	"deployx/overlay"
 	"deployx/snapshot"
@@ -88,7 +89,7 @@ func TestCrashes(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a minute")
 	}
-	models := crashModels(t)
+	models := crashModels(t, crashCommands[:3])
 	dir := t.TempDir()
 	if err := crashChild(t, dir, ""); err != nil {
 		t.Fatal(err)
@@ -108,13 +109,13 @@ func TestCrashes(t *testing.T) {
 }
 
 // crashModels are pictures of a plain directory after each number of commands.
-func crashModels(t *testing.T) []treecmp.Picture {
+func crashModels(t *testing.T, commands []string) []treecmp.Picture {
 	dir := filepath.Join(t.TempDir(), "plain")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	models := []treecmp.Picture{picture(t, dir)}
-	for _, c := range crashCommands[:3] {
+	for _, c := range commands {
 		cmd := exec.Command("bash", "-c", c)
 		cmd.Dir = dir
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -156,8 +157,7 @@ func playCrash(t *testing.T) {
 		if target == "" {
 			io.WriteString(notes, point+"\n") //nolint:errcheck // the parent counts them
 		} else if point == target {
-			unix.Kill(os.Getpid(), unix.SIGKILL) //nolint:errcheck // it does not return
-			select {}
+			crashtest.Die(name)
 		}
 	})
 	for i, s := range crashScript {

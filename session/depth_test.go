@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"deployx/internal/crash"
+	"deployx/internal/crash/crashtest"
 	"deployx/internal/testns"
 	"deployx/internal/treecmp"
 	"deployx/overlay"
@@ -178,8 +179,7 @@ func playDepth(t *testing.T, args []string) {
 		hits[name]++
 		fmt.Fprintln(notes, name, hits[name]) //nolint:errcheck // the parent counts them
 		if len(args) > 1 && args[1] == name && args[2] == fmt.Sprint(hits[name]) {
-			unix.Kill(os.Getpid(), unix.SIGKILL) //nolint:errcheck // it does not return
-			select {}
+			crashtest.Die(name)
 		}
 	})
 	for i := range depthCommands {

@@ -18,6 +18,7 @@ import (
 
 	"deployx/fallback"
 	"deployx/internal/crash"
+	"deployx/internal/crash/crashtest"
 	"deployx/internal/treecmp"
 	"deployx/overlay"
 	"deployx/snapshot"
@@ -129,8 +130,7 @@ func playKeep(t *testing.T) {
 		if target == "" {
 			io.WriteString(notes, point+"\n") //nolint:errcheck // the parent counts them
 		} else if point == target {
-			unix.Kill(os.Getpid(), unix.SIGKILL) //nolint:errcheck // it does not return
-			select {}
+			crashtest.Die(name)
 		}
 	})
 	for i, s := range keepScript {

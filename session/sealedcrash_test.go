@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"deployx/internal/crash"
+	"deployx/internal/crash/crashtest"
 	"deployx/internal/treecmp"
 )
 
@@ -94,7 +95,7 @@ func TestSealedCrashes(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a minute")
 	}
-	models := crashModels(t)
+	models := crashModels(t, crashCommands[:3])
 	dir := t.TempDir()
 	if err := sealedChild(dir, ""); err != nil {
 		t.Fatal(err)
@@ -168,8 +169,7 @@ func playSealed(t *testing.T) {
 		if target == "" && step >= 2 {
 			io.WriteString(notes, point+"\n") //nolint:errcheck // the parent counts them
 		} else if point == target {
-			unix.Kill(os.Getpid(), unix.SIGKILL) //nolint:errcheck // it does not return
-			select {}
+			crashtest.Die(name)
 		}
 	})
 	for i, s := range sealedScript {

@@ -12,9 +12,8 @@ import (
 	"sync"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"deployx/internal/crash"
+	"deployx/internal/crash/crashtest"
 	"deployx/internal/treecmp"
 	"deployx/snapshot"
 )
@@ -78,8 +77,7 @@ func (p *player) pass(points io.Writer, name string) {
 	defer p.mu.Unlock()
 	if name == p.do.Point {
 		if p.count++; p.count == p.do.Hit {
-			err := unix.Kill(os.Getpid(), unix.SIGKILL)
-			panic(fmt.Sprint("outlived SIGKILL: ", err))
+			crashtest.Die(name)
 		}
 	}
 	if _, err := fmt.Fprintln(points, p.call, name); err != nil {

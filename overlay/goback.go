@@ -27,7 +27,7 @@ import (
 
 // backNote is kept in the new layer's directory from before the old view is shown
 // again until all is carried: who is killed meanwhile is followed by a Show of the
-// same view, which finishes it.
+// same view, which finishes it, or stays where that was not left yet.
 type backNote struct {
 	To    snapshot.LayerID   // what the tree shows again
 	Below []snapshot.LayerID // what the new layer stands on
@@ -114,18 +114,20 @@ func (g *goBack) finish(err error) error {
 	v := snapshot.View{Layers: g.note.Below, Open: g.open}
 	dirty, e := g.d.Dirty(g.ctx, v)
 	if e == nil && !dirty {
-		return g.settle()
+		return g.giveUp()
 	}
 	// What is there is carried even if more may come.
 	if e = errors.Join(e, g.carryAll()); e == nil && err == nil && len(g.left) == 0 {
-		return g.settle()
+		return g.giveUp()
 	}
 	return g.keep(errors.Join(err, e, g.putBack()))
 }
 
-// settle takes the note away: the layer can be given up.
-func (g *goBack) settle() error {
-	return ignoreMissing(os.Remove(g.d.backFile(g.open)))
+// giveUp gives up the layer, and the note with it: without that it would be shown above
+// the old view, with what others have written over there since.
+func (g *goBack) giveUp() error {
+	defer crash.Point("overlay.back.settled")
+	return g.d.toTrash(g.d.dir(g.open, ""))
 }
 
 // keep puts the layer where nothing gives it up, and says so.
@@ -185,19 +187,27 @@ func (d *Driver) resume(ctx context.Context, v snapshot.View, shown snapshot.Lay
 	case err != nil:
 		return shown, err
 	case shown != "" && shown != note.To && note.Steps == nil: // nothing was changed, and the layer is as good as any
-		return shown, g.settle()
+		return shown, d.stay(v.Open)
 	case shown != note.To: // others may have written to the old view for long, and would find that covered
 		if err := g.showOld(); err != nil {
 			return shown, err // the next one tries again
 		}
 	}
 	if err = g.finish(nil); err == nil {
-		err = d.toTrash(d.dir(v.Open, ""))
-	}
-	if err == nil {
 		shown, err = d.Shown(ctx)
 	}
 	return shown, err
+}
+
+// stay takes away the note of a layer that is shown: who would have gone back was killed
+// before. What comes into it now is not to be carried after a boot, where nothing tells
+// any more which of the two was shown.
+func (d *Driver) stay(open snapshot.LayerID) error {
+	there, err := exists(d.backFile(open))
+	if err != nil || !there {
+		return err
+	}
+	return errors.Join(os.Remove(d.backFile(open)), durable.SyncDir(d.dir(open, "")))
 }
 
 func (g *goBack) showOld() error {

@@ -60,6 +60,10 @@ func (g *goBack) carryAll() (err error) {
 		}
 	}
 	g.placeAll()
+	// After a kill and a boot the old view may not be mounted any more.
+	if err := g.d.join(g.ctx, g.note.To); err != nil {
+		return err
+	}
 	crash.Point("overlay.back.carried")
 	return durable.SyncFilesystem(g.d.layers)
 }

@@ -26,7 +26,7 @@ func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transiti
 		return t, err
 	}
 	if d.prove(shown); shown == v.Open {
-		return t, nil
+		return t, d.stay(v.Open)
 	}
 	if shown, err = d.resume(ctx, v, shown); err != nil {
 		return t, fmt.Errorf("carry what was written while a view was taken back: %w", err)

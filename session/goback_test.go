@@ -2,9 +2,14 @@ package session
 
 import (
 	"context"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"deployx/internal/crash"
 	"deployx/internal/testns"
@@ -16,6 +21,9 @@ import (
 func (r *rig) surprised(name, others string) (release func()) {
 	var f *os.File
 	unhook := crash.SetHook(func(at string) {
+		if r.hook != nil {
+			r.hook(at)
+		}
 		var err error
 		switch {
 		case at == "overlay.built" && f == nil:
@@ -66,4 +74,86 @@ func TestGoBack(t *testing.T) {
 	r.wantTree(late + "echo two > two")
 	r.rollback(two.Snapshot.ID)
 	r.wantTree(late)
+}
+
+const (
+	envBackDir    = "DEPLOYX_TEST_BACK_DIR"
+	envBackPoint  = "DEPLOYX_TEST_BACK_POINT" // NAME:HIT
+	envBackOthers = "DEPLOYX_TEST_BACK_OTHERS"
+)
+
+// TestGoBackKilled kills a process on the way back, and the next one in a command. Each
+// command is undone alone, though the host has booted since.
+func TestGoBackKilled(t *testing.T) {
+	if dir := os.Getenv(envBackDir); dir != "" {
+		playGoBack(t, dir)
+		return
+	}
+	testns.NeedKernel(t, 6, 5, "a swap without a gap")
+	for _, c := range []struct{ point, others string }{
+		{"overlay.back.noted:1", ":"},
+		{"overlay.back.noted:1", "echo other > other"},
+		{"overlay.beneath:2", ":"}, // the old view is beneath the new one
+		{"overlay.back.shown:1", ":"},
+		{"overlay.back.settled:1", ":"},
+	} {
+		t.Run(c.point+" "+c.others, func(t *testing.T) {
+			dir := t.TempDir()
+			dieGoingBack(t, dir, c.point, c.others)
+			dieGoingBack(t, dir, "session.ran:1", "")
+			r := crashRig(t, dir)
+			defer r.boot()
+			one := "echo 0 > kept; echo one > one; " + c.others + "; "
+			for range 2 {
+				r.boot()
+				r.reopen()
+				if _, err := r.Session.Restore(context.Background()); err != nil {
+					t.Fatal(err)
+				}
+				r.wantTree(one + "echo two > two")
+			}
+			if _, err := r.Rollback(context.Background(), Target{Last: 1}, RollbackOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			r.wantTree(one)
+			if err := r.Session.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// boot takes away the mounts that a boot does.
+func (r *rig) boot() {
+	for _, at := range []string{r.tree, filepath.Join(r.opts.Tree.Store, "layers", "proof")} {
+		unmountAll(r.TB.(*testing.T), at) //nolint:forcetypeassert // a test's
+	}
+}
+
+func dieGoingBack(t *testing.T, dir, point, others string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.count=1", "-test.run=^TestGoBackKilled$")
+	cmd.Env = append(os.Environ(), envBackDir+"="+dir, envBackPoint+"="+point, envBackOthers+"="+others)
+	if out, err := cmd.CombinedOutput(); cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL { //nolint:forcetypeassert // on Linux it is
+		t.Fatalf("child at %q: %v\n%s", point, err, out)
+	}
+}
+
+func playGoBack(t *testing.T, dir string) {
+	r := crashRig(t, dir)
+	hits := map[string]int{}
+	r.hook = func(at string) {
+		if hits[at]++; os.Getenv(envBackPoint) == fmt.Sprintf("%s:%d", at, hits[at]) {
+			unix.Kill(os.Getpid(), unix.SIGKILL) //nolint:errcheck // it does not return
+			select {}
+		}
+	}
+	if others := os.Getenv(envBackOthers); others != "" {
+		r.in("echo 0 > kept")
+		r.surprised("kept", others)
+		r.in("echo one > one")
+		t.Fatal("not passed")
+	}
+	crash.SetHook(r.hook)
+	r.in("echo two > two")
 }

@@ -7,6 +7,16 @@ import (
 	"deployx/snapshot"
 )
 
+// showAgain ends the Show of the view that the tree shows: who moved the record there may
+// have been killed in it.
+func (s *Session) showAgain(ctx context.Context) error {
+	v, err := s.rec.View(s.rec.Head())
+	if err == nil {
+		_, err = s.drv.Show(ctx, v)
+	}
+	return err
+}
+
 // reshow shows the view of the record where the tree shows something else.
 func (s *Session) reshow(ctx context.Context, shown snapshot.LayerID) error {
 	h := s.rec.Head()

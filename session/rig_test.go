@@ -47,7 +47,8 @@ type rig struct {
 	*Session
 	tree   string
 	opts   Options
-	strict bool // a warning is an error
+	strict bool            // a warning is an error
+	hook   func(at string) // see surprised
 }
 
 func newRig(t testing.TB) *rig { return newRigIn(t, t.TempDir()) }

@@ -196,9 +196,10 @@ func (s *Session) under(ctx context.Context, l *snapshot.Lock, f func() error) (
 // cut off, and shows the view. It costs microseconds when there is nothing to
 // do.
 func (s *Session) converge(ctx context.Context) error {
-	if h := s.rec.Head(); h.Seq != s.seq {
+	moved := s.rec.Head().Seq != s.seq
+	if moved {
 		s.dropShell() // another process has moved on; its context is the record's
-		s.seq = h.Seq
+		s.seq = s.rec.Head().Seq
 	}
 	shown, err := s.drv.Shown(ctx)
 	if err != nil {
@@ -211,10 +212,14 @@ func (s *Session) converge(ctx context.Context) error {
 			Hint: "deployx restore --tree DIR shows it, and any command does",
 		}
 	}
-	if again {
-		if err := s.reshow(ctx, shown); err != nil {
-			return err
-		}
+	switch {
+	case again:
+		err = s.reshow(ctx, shown)
+	case moved && shown != "":
+		err = s.showAgain(ctx)
+	}
+	if err != nil {
+		return err
 	}
 	if err := s.restore(ctx, true); err != nil {
 		return err

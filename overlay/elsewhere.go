@@ -40,7 +40,11 @@ func (d *Driver) Elsewhere(ctx context.Context) ([]snapshot.Holder, error) {
 }
 
 func (d *Driver) refuseElsewhere(ctx context.Context) error {
-	h, err := d.elsewhere(ctx)
+	if d.onlyHere() {
+		return nil
+	}
+	d.noteCopies()
+	h, err := d.holdsElsewhere(ctx)
 	if err != nil || len(h) == 0 {
 		return err
 	}
@@ -53,6 +57,10 @@ func (d *Driver) elsewhere(ctx context.Context) ([]snapshot.Holder, error) {
 	if d.onlyHere() {
 		return nil, nil
 	}
+	return d.holdsElsewhere(ctx)
+}
+
+func (d *Driver) holdsElsewhere(ctx context.Context) ([]snapshot.Holder, error) {
 	for look := 1; ; look++ {
 		fixed, holds, err := d.otherMounts()
 		if err != nil {

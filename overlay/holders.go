@@ -21,7 +21,9 @@ import (
 // would split their process from the next view: it would go on writing, or
 // creating by a relative path, where nobody looks any more. A file that is only
 // read is a soft hold and no hindrance: overlayfs itself leaves such files on
-// the old data after a copy-up.
+// the old data after a copy-up. But one that has been removed in this view, or
+// replaced, is hard too: as long as somebody has it the kernel makes no superblock
+// read-only (sb_prepare_remount_readonly, s_remove_count), and freeze must.
 type hold struct {
 	snapshot.Holder
 	link string // what to look at again, below /proc
@@ -287,10 +289,21 @@ func (s *scanner) descriptor(pid int, link string, st unix.Statx_t) {
 		s.add(pid, "fd "+n+" (write)", link, st)
 	case strings.Contains(info, "\nlock:"):
 		s.add(pid, "fd "+n+" (lock)", link, st)
+	case removed(link):
+		s.add(pid, "fd "+n+" (removed)", link, st)
 	default:
 		s.soft = true
 	}
 }
+
+// removed tells whether a file has lost the name that it was opened by. Its link count
+// does not tell, which may be that of a file below.
+func removed(link string) bool {
+	path, err := os.Readlink(link)
+	return err == nil && strings.HasSuffix(path, deleted)
+}
+
+const deleted = " (deleted)" // proc_pid_fd(5), proc_pid_maps(5)
 
 func fdFlags(info string) int {
 	_, rest, ok := strings.Cut(info, "flags:")
@@ -306,7 +319,7 @@ func fdFlags(info string) int {
 }
 
 // mappings finds shared writable mappings of files in the tree, which outlive
-// the descriptor they were made with (proc_pid_maps(5)).
+// the descriptor they were made with (proc_pid_maps(5)), and those of removed files.
 func (s *scanner) mappings(pid int) {
 	proc := "/proc/" + strconv.Itoa(pid)
 	b, err := os.ReadFile(proc + "/maps")
@@ -321,7 +334,7 @@ func (s *scanner) mappings(pid int) {
 		}
 		f := bytes.Fields(line)
 		if len(f) < 5 || len(f[1]) != 4 || f[1][1] != 'w' || f[1][3] != 's' {
-			s.soft = true
+			s.readMapping(pid, proc, line)
 			continue
 		}
 		path := ""
@@ -332,13 +345,29 @@ func (s *scanner) mappings(pid int) {
 	}
 }
 
+// readMapping is a mapping that cannot write, of the tree's.
+func (s *scanner) readMapping(pid int, proc string, line []byte) {
+	s.soft = true
+	path, gone := strings.CutSuffix(string(line), deleted+"\n")
+	if last := len(s.hard) - 1; !gone || last >= 0 && s.hard[last].PID == pid && strings.HasSuffix(path, strings.TrimSuffix(s.hard[last].Path, deleted)) {
+		return // a program has several of one file
+	}
+	link := mapFile(proc, line)
+	if st, err := statLink(link); err == nil {
+		s.add(pid, "mapping (removed)", link, st)
+	}
+}
+
 // mapped tells whether a line of maps is of a file in the tree's mount, which
 // map_files knows on kernels that write another device there (proc_pid_map_files(5)).
 func (s *scanner) mapped(proc string, line []byte) bool {
-	var from, to uint64
-	if _, err := fmt.Sscanf(string(line), "%x-%x", &from, &to); err != nil {
-		return false
-	}
-	_, ok := s.ours(fmt.Sprintf("%s/map_files/%x-%x", proc, from, to))
+	_, ok := s.ours(mapFile(proc, line))
 	return ok
+}
+
+// mapFile is the link of a line of maps; one that is not there if it cannot be read.
+func mapFile(proc string, line []byte) string {
+	var from, to uint64
+	fmt.Sscanf(string(line), "%x-%x", &from, &to) //nolint:errcheck // see above
+	return fmt.Sprintf("%s/map_files/%x-%x", proc, from, to)
 }

@@ -34,6 +34,13 @@ var holds = map[string]struct {
 	"socket":  {func(tree string) error { _, err := net.Listen("unix", tree+"/sock"); return err }, "unix socket"},
 	"mapping": {mapShared, "mapping"},
 	"library": {mapPrivate, ""},
+	"removed": {func(tree string) error {
+		return errors.Join(leak(os.Open(tree+"/kept")), os.Remove(tree+"/kept"))
+	}, "(removed)"},
+	"replaced": {func(tree string) error {
+		return errors.Join(leak(os.OpenFile(tree+"/kept", unix.O_PATH, 0)), os.Rename(tree+"/who", tree+"/kept"))
+	}, "(removed)"},
+	"library removed": {func(tree string) error { return errors.Join(mapPrivate(tree), os.Remove(tree+"/kept")) }, "mapping (removed)"},
 }
 
 var leaked []*os.File
@@ -80,7 +87,7 @@ func TestHolders(t *testing.T) {
 	for name, h := range holds {
 		t.Run(name, func(t *testing.T) { testHolder(t, Options{}, name, h.says) })
 	}
-	for _, name := range []string{"mapping", "library"} {
+	for _, name := range []string{"mapping", "library", "library removed"} {
 		t.Run(name+", old", func(t *testing.T) { testHolder(t, Options{Old: true}, name, holds[name].says) })
 	}
 }

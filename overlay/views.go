@@ -19,7 +19,8 @@ import (
 // The file "views" lists the mounts that have shown the tree since the host was
 // booted, by the ids that the kernel never uses twice (STATX_MNT_ID_UNIQUE,
 // Linux 6.8): a process that has had a file of the tree open for long holds such
-// a mount, which nothing else tells any more. It is derived and not synced: what
+// a mount, which nothing else tells any more; so do services with a mount namespace of
+// their own, by a copy of it (Linux 6.12). It is derived and not synced: what
 // is missing costs a name in a report.
 const (
 	viewsMost = 64 << 10 // bytes, then the older half goes

@@ -315,6 +315,9 @@ func (s *Session) inPlace(ctx context.Context, from snapshot.Head) (bool, error)
 		return true, nil
 	}
 	h, err := s.drv.Holders(ctx)
+	if e, ok := s.drv.(snapshot.Elsewhere); ok && err == nil && len(h) == 0 && s.o.OnPinned == Seal {
+		h, err = e.Elsewhere(ctx) // a swap would refuse
+	}
 	if err != nil || len(h) == 0 {
 		return false, err
 	}

@@ -43,7 +43,8 @@ type hand struct {
 type sight struct {
 	tree  string
 	mount uint64
-	views map[uint64]bool // mounts that showed the tree before, see snapshot.Viewer
+	views map[uint64]bool // mounts that showed the tree before
+	tells snapshot.Viewer // of these; nil if the kernel has no ids for that
 	dev   string          // as proc_pid_maps(5) writes it
 	hands []hand
 	// pinned: the tree is restored in place, where what is reverted becomes
@@ -68,7 +69,7 @@ func (s *Session) look() (g sight) {
 		return g
 	}
 	if v, ok := s.drv.(snapshot.Viewer); ok && st.Mask&unix.STATX_MNT_ID_UNIQUE != 0 {
-		g.views = v.Views()
+		g.tells = v
 	}
 	g.mount, g.dev = st.Mnt_id, fmt.Sprintf(" %02x:%02x ", st.Dev_major, st.Dev_minor)
 	if limit == 0 {
@@ -127,7 +128,12 @@ func (g sight) fate(h hand) string {
 		return "removed"
 	case err != nil:
 		return ""
-	case now.Mode&unix.S_IFMT != h.stat.Mode&unix.S_IFMT || now.Ino != h.stat.Ino:
+	case now.Mode&unix.S_IFMT != h.stat.Mode&unix.S_IFMT:
+		return "reverted"
+	case now.Ino != h.stat.Ino:
+		if h.old && g.pinned && now.Size == h.stat.Size && now.Mtime == h.stat.Mtime {
+			return "" // what it has is what was put back, as another inode
+		}
 		return "reverted"
 	case now.Mode&unix.S_IFMT == unix.S_IFDIR: // in place, and entries come and go in it
 		return ""
@@ -141,6 +147,9 @@ func (g sight) fate(h hand) string {
 
 // find looks at every process but this one.
 func (g sight) find() (hands []hand) {
+	if g.tells != nil {
+		g.views = g.tells.Views() // the one that has just been left, too
+	}
 	names, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return nil
@@ -210,14 +219,14 @@ func (g sight) add(hands []hand, pid int, how, link string) []hand {
 		return hands
 	}
 	target, h.old = strings.CutSuffix(target, " (deleted)")
-	shown := h.stat.Mnt_id == g.mount
-	h.old = h.old || !shown && !g.taken
+	shown, view := h.stat.Mnt_id == g.mount, g.views[h.stat.Mnt_id]
+	h.old = h.old || !shown && (view || !g.taken)
 	switch {
-	case inside(target, g.tree):
+	case inside(target, g.tree) && (shown || g.seenBy(pid)):
 		if h.path, err = filepath.Rel(g.tree, target); err != nil {
 			return hands
 		}
-	case (shown || g.views[h.stat.Mnt_id]) && !g.taken: // a mount that is shown no more names its files from its own root
+	case view || shown && !g.taken: // a mount that is shown no more names its files from its own root
 		if h.path = strings.TrimPrefix(target, "/"); h.path == "" {
 			h.path = "."
 		}
@@ -225,6 +234,19 @@ func (g sight) add(hands []hand, pid int, how, link string) []hand {
 		return hands
 	}
 	return append(hands, h)
+}
+
+// seenBy tells whether the tree's path leads a process to the tree, and not to a
+// directory of its own in another mount namespace.
+func (g sight) seenBy(pid int) bool {
+	dir := "/proc/" + strconv.Itoa(pid)
+	ours, err := os.Readlink("/proc/self/ns/mnt")
+	theirs, e := os.Readlink(dir + "/ns/mnt")
+	if err != nil || e != nil || ours == theirs {
+		return err == nil && e == nil
+	}
+	var a, b unix.Stat_t
+	return unix.Stat(g.tree, &a) == nil && unix.Stat(dir+"/root"+g.tree, &b) == nil && a.Dev == b.Dev && a.Ino == b.Ino
 }
 
 func commOf(pid int) string {

@@ -1,8 +1,12 @@
 package integration
 
 import (
+	"encoding/json"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -51,6 +55,7 @@ func TestSystemd(t *testing.T) {
 	agentRestarts(t, b, m)
 	lastWords(t, b, m)
 	unitRestarts(t, m)
+	staleRestart(t, m)
 
 	m.kill()
 	if got, err := os.ReadFile(m.path("srv/app/config")); err != nil || string(got) != "base\n" {
@@ -221,6 +226,87 @@ func unitRestarts(t *testing.T, m *machine) {
 		}
 	}
 	must("rollback", "--tree", "/srv/live", "--all", "--drift", "drop")
+}
+
+// released are services that go on with what a release has put in place: one runs a
+// program from the tree, one reads a file of it and, as many do, has a mount namespace of
+// its own. The third has a file that stays.
+var released = map[string]string{
+	"runs.service":  "ExecStart=/srv/rel/server infinity",
+	"reads.service": "PrivateTmp=yes\nExecStart=/bin/sh -c 'exec sleep infinity 3</srv/rel/config'",
+	"calm.service":  "ExecStart=/bin/sh -c 'exec sleep infinity 3</srv/rel/same'",
+}
+
+// staleRestart: a rollback names the units that go on with what it has taken back, and
+// restarts these alone if it is asked to.
+func staleRestart(t *testing.T, m *machine) {
+	m.must("sh", "-c", "mkdir /srv/rel; cd /srv/rel; cp /bin/sleep server; echo old >config; echo same >same")
+	for name, text := range released {
+		m.write("etc/systemd/system/"+name, "[Service]\nType=exec\n"+text+"\n")
+	}
+	m.must("systemctl", "daemon-reload")
+	pids := func() map[string]string {
+		is := map[string]string{}
+		for name := range released {
+			is[name] = m.show(name, "MainPID")
+		}
+		return is
+	}
+	m.must("deployx", "run", "--tree", "/srv/rel", "--", "echo before >before")
+	m.must("deployx", "run", "--tree", "/srv/rel", "--", "cp server new; echo >>new; mv new server; echo new >config.new; mv config.new config")
+	for name := range released {
+		m.must("systemctl", "start", name)
+	}
+	before := pids()
+	var was, is struct {
+		Stale []struct {
+			PID             int
+			Unit, Path, Why string
+		}
+		Restarted []string
+	}
+	undo := func(into any, args ...string) {
+		t.Helper()
+		out := m.must(append([]string{"deployx", "rollback", "--tree", "/srv/rel", "--last", "1", "--json"}, args...)...)
+		for line := range strings.Lines(out) {
+			if strings.HasPrefix(line, "{") {
+				out = line
+			}
+		}
+		if err := json.Unmarshal([]byte(out), into); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	undo(&was)
+	if now := pids(); len(was.Restarted) > 0 || !maps.Equal(before, now) {
+		t.Errorf("restarted, and nobody asked for it: %v, %v to %v", was.Restarted, before, now)
+	}
+	m.must("deployx", "redo", "--tree", "/srv/rel")
+	undo(&is, "--restart-stale")
+	for _, u := range [][]struct {
+		PID             int
+		Unit, Path, Why string
+	}{was.Stale, is.Stale} {
+		var told []string
+		for _, p := range u {
+			told = append(told, fmt.Sprint(p.Unit, " ", p.PID, " ", p.Path, " ", p.Why))
+		}
+		slices.Sort(told)
+		if want := []string{"reads.service " + before["reads.service"] + " config open file reverted", "runs.service " + before["runs.service"] + " server executable reverted"}; !slices.Equal(told, want) {
+			t.Errorf("stale: %q, want %q", told, want)
+		}
+	}
+	slices.Sort(is.Restarted)
+	if !slices.Equal(is.Restarted, []string{"reads.service", "runs.service"}) {
+		t.Errorf("restarted: %q", is.Restarted)
+	}
+	for name, pid := range pids() {
+		if (pid == before[name]) != (name == "calm.service") || m.show(name, "ActiveState") != "active" {
+			t.Errorf("%s: pid %s, and before %s; %s", name, pid, before[name], m.show(name, "ActiveState"))
+		}
+	}
+	m.must("cmp", "/proc/"+m.show("runs.service", "MainPID")+"/exe", "/bin/sleep")
+	m.must("grep", "old", "/proc/"+m.show("reads.service", "MainPID")+"/fd/3")
 }
 
 // shownFirst: the trees were shown before the service started that needs one.

@@ -43,8 +43,10 @@ func (d *Driver) refuseElsewhere(ctx context.Context) error {
 	if d.onlyHere() {
 		return nil
 	}
-	d.noteCopies()
-	h, err := d.holdsElsewhere(ctx)
+	h, copies, err := d.holdsElsewhere(ctx)
+	for _, id := range copies { // who has a file by one of them is known by it when the swap has taken it away
+		d.noteView(id)
+	}
 	if err != nil || len(h) == 0 {
 		return err
 	}
@@ -57,39 +59,40 @@ func (d *Driver) elsewhere(ctx context.Context) ([]snapshot.Holder, error) {
 	if d.onlyHere() {
 		return nil, nil
 	}
-	return d.holdsElsewhere(ctx)
+	h, _, err := d.holdsElsewhere(ctx)
+	return h, err
 }
 
-func (d *Driver) holdsElsewhere(ctx context.Context) ([]snapshot.Holder, error) {
+func (d *Driver) holdsElsewhere(ctx context.Context) (h []snapshot.Holder, copies []uint64, err error) {
 	for look := 1; ; look++ {
-		fixed, holds, err := d.otherMounts()
+		fixed, holds, copies, err := d.otherMounts()
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if len(fixed) == 0 {
-			return staying(holds), nil
+			return staying(holds), copies, nil
 		}
 		if look == elsewhereLooks || ctx.Err() != nil {
-			return append(fixed, staying(holds)...), nil
+			return append(fixed, staying(holds)...), copies, nil
 		}
 		time.Sleep(elsewherePause)
 	}
 }
 
-// otherMounts finds mounts that a swap does not reach, and holds by those that it
-// does.
-func (d *Driver) otherMounts() (fixed []snapshot.Holder, holds []hold, err error) {
+// otherMounts finds mounts that a swap does not reach, those that it does, by their
+// unique ids (Linux 6.8), and holds by these.
+func (d *Driver) otherMounts() (fixed []snapshot.Holder, holds []hold, copies []uint64, err error) {
 	own, err := mountinfo.GetMounts(nil)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read mountinfo: %w", err)
+		return nil, nil, nil, fmt.Errorf("read mountinfo: %w", err)
 	}
 	top, err := mounts.ID(d.tree)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	at := find(own, top)
 	if at == nil {
-		return nil, nil, nil // it went away: nothing to hold
+		return nil, nil, nil, nil // it went away: nothing to hold
 	}
 	for _, m := range own {
 		if sameDevice(m, at) && m.ID != at.ID {
@@ -98,7 +101,7 @@ func (d *Driver) otherMounts() (fixed []snapshot.Holder, holds []hold, err error
 	}
 	spaces, err := namespaces()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	group := peerGroup(find(own, at.Parent))
 	s := scanner{dev: unix.Mkdev(uint32(at.Major), uint32(at.Minor)), tree: d.tree, sub: &submounts{ids: map[uint64]bool{}}, mapsDev: d.has.mapsDev}
@@ -120,13 +123,17 @@ func (d *Driver) otherMounts() (fixed []snapshot.Holder, holds []hold, err error
 				fixed = append(fixed, snapshot.Holder{PID: pids[0], Name: comm(pids[0]), How: "a mount of the tree in a namespace of its own", Path: m.Mountpoint})
 			}
 		}
+		if !reached {
+			continue
+		}
+		if id, dev, err := mounts.UniqueID("/proc/" + strconv.Itoa(pids[0]) + "/root" + d.tree); err == nil && dev == s.dev {
+			copies = append(copies, id)
+		}
 		for _, pid := range pids {
-			if reached {
-				s.process(pid)
-			}
+			s.process(pid)
 		}
 	}
-	return fixed, s.hard, nil
+	return fixed, s.hard, copies, nil
 }
 
 func mountsOf(pid int) (mounts []*mountinfo.Info, err error) {

@@ -39,25 +39,6 @@ func (d *Driver) onlyHere() bool {
 	return err == nil && only
 }
 
-// noteCopies adds the copies of the shown mount in other namespaces to the views: who
-// has a file by one of them, and goes on when a swap has taken it away, is known by it.
-func (d *Driver) noteCopies() {
-	shown, dev, err := mounts.UniqueID(d.tree)
-	if err != nil {
-		return
-	}
-	eachNamespace(func(ns namespace) error { //nolint:errcheck // see noteView
-		if ns.own {
-			return nil
-		}
-		copies, err := ns.mountsOf(dev, shown)
-		for _, m := range copies {
-			d.noteView(m.ID)
-		}
-		return err
-	})
-}
-
 // gone tells whether no namespace has a mount of the device any more that is shown, an
 // id, or newer. False means that it is not known.
 func gone(shown, dev uint64) bool {

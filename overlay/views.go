@@ -20,7 +20,7 @@ import (
 // booted, by the ids that the kernel never uses twice (STATX_MNT_ID_UNIQUE,
 // Linux 6.8): a process that has had a file of the tree open for long holds such
 // a mount, which nothing else tells any more; so do services with a mount namespace of
-// their own, by a copy of it (Linux 6.12). It is derived and not synced: what
+// their own, by a copy of it. It is derived and not synced: what
 // is missing costs a name in a report.
 const (
 	viewsMost = 64 << 10 // bytes, then the older half goes

@@ -58,7 +58,7 @@ func (r *rig) apart(t *testing.T, propagation, script string) *exec.Cmd {
 func TestStaleElsewhere(t *testing.T) {
 	const held = "held"
 	for _, way := range []string{overlay.Name, held, fallback.Name} {
-		if way == overlay.Name && (!testns.Kernel(t, 6, 12) || os.Getenv(envOld) != "") {
+		if way == overlay.Name && (!testns.Kernel(t, 6, 8) || os.Getenv(envOld) != "") {
 			continue // nothing tells which mounts those were
 		}
 		t.Run(way, func(t *testing.T) {

@@ -88,7 +88,7 @@ func TestSealedStream(t *testing.T) {
 	in, out := testns.Start(t, cmd)
 	defer func() { unix.Kill(cmd.Process.Pid, unix.SIGKILL); cmd.Wait() }() //nolint:errcheck // it may have ended
 	testns.Line(t, out)
-	steps := 200 // a minute for 500
+	steps := 200 // 500, as by make soak, take a processor two minutes with -race
 	if os.Getenv("DEPLOYX_SOAK") != "" {
 		steps = 500
 	}

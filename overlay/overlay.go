@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -54,6 +55,7 @@ type Driver struct {
 	runs    runs
 	below   below
 	gone    sync.WaitGroup   // closing what Show replaced
+	rest    []func()         // see leaveRest
 	views   *os.File         // see noteView
 	ordered *bool            // see Ordered
 	bound   snapshot.LayerID // see splitAt
@@ -179,6 +181,21 @@ func (d *Driver) letGo(mounts ...*os.File) {
 	d.gone.Go(func() {
 		for _, m := range mounts {
 			m.Close() //nolint:errcheck // a mount handle
+		}
+	})
+}
+
+// leaveRest does what a swap has left beside what comes next, newest first. It is one
+// goroutine's, and begins when the swap is over: where two mounts are taken apart at
+// once, one waits for the other.
+func (d *Driver) leaveRest() {
+	rest := d.rest
+	if d.rest = nil; len(rest) == 0 {
+		return
+	}
+	d.gone.Go(func() {
+		for _, f := range slices.Backward(rest) {
+			f()
 		}
 	})
 }

@@ -21,6 +21,7 @@ const idlePatience = 10 * time.Millisecond
 
 // Show swaps the mount on the tree for one of v. See snapshot.Driver.
 func (d *Driver) Show(ctx context.Context, v snapshot.View) (t snapshot.Transition, err error) {
+	defer d.leaveRest()
 	shown, err := d.Shown(ctx)
 	if err != nil {
 		return t, err
@@ -246,7 +247,7 @@ func (d *Driver) detached(v snapshot.View) (*os.File, error) {
 		return m, err
 	}
 	sub, err := d.has.part(m, d.name, d.stage())
-	d.letGo(m)
+	d.rest = append(d.rest, func() { m.Close() }) //nolint:errcheck // a mount handle
 	return sub, err
 }
 

@@ -50,7 +50,7 @@ func (d *Driver) swap(ctx context.Context, m *os.File, sub *submounts, v snapsho
 	crash.Point("overlay.swapped")
 	if idle && unknown == nil && gone(shown, dev) {
 		crash.Point("overlay.idle")
-		d.freezeBeside(back)
+		d.rest = append(d.rest, func() { d.freezeLate(back) })
 	} else {
 		err = d.freezeNow(ctx, back, m, v, backNote{To: old, Below: v.Layers, Since: start})
 		d.letGo(back)
@@ -66,9 +66,16 @@ func (d *Driver) swap(ctx context.Context, m *os.File, sub *submounts, v snapsho
 // nothing that fails from here on is a swap that failed.
 func (d *Driver) endSwap(old snapshot.LayerID) (dirty bool) {
 	clean, err := emptyOr(d.dir(old, "u"))
-	err = errors.Join(err, os.RemoveAll(d.indexDir(old))) // its links would count as names
-	if err != nil {
-		d.merging.say("a view was shown, but the one before it could not be tidied up: " + err.Error())
+	unused, e := emptyOr(d.indexDir(old))
+	tidy := func() {
+		if err := errors.Join(err, e, os.RemoveAll(d.indexDir(old))); err != nil {
+			d.merging.say("a view was shown, but the one before it could not be tidied up: " + err.Error())
+		}
+	}
+	if unused {
+		d.rest = append(d.rest, tidy)
+	} else {
+		tidy() // its links would count as names
 	}
 	return !clean
 }
@@ -89,18 +96,16 @@ func (d *Driver) freezeNow(ctx context.Context, back, m *os.File, v snapshot.Vie
 	return nil
 }
 
-// freezeBeside freezes the old view, of which back is the last mount, off the caller's
-// path, and closes it: that waits for a disk, and the kernel has said already what it
-// proves. Only who
-// holds a clone of the old mount that is attached nowhere (open_tree(2), made between
-// the look for holders and the swap) could still write there until then.
-func (d *Driver) freezeBeside(back *os.File) {
-	d.gone.Go(func() {
-		if _, err := freezeSoon(back, freezePatience); err != nil {
-			d.merging.say(fmt.Sprintf("somebody has a clone of a former mount of %q and may still write to what the tree showed then: %v", d.tree, err))
-		}
-		back.Close() //nolint:errcheck // a mount handle
-	})
+// freezeLate freezes the old view, of which back is the last mount, beside what comes
+// next, and closes it: that waits for a disk, and the kernel has said already what it
+// proves. Only who holds a clone of the old mount that is attached nowhere
+// (open_tree(2), made between the look for holders and the swap) could still write
+// there until then.
+func (d *Driver) freezeLate(back *os.File) {
+	if _, err := freezeSoon(back, freezePatience); err != nil {
+		d.merging.say(fmt.Sprintf("somebody has a clone of a former mount of %q and may still write to what the tree showed then: %v", d.tree, err))
+	}
+	back.Close() //nolint:errcheck // a mount handle
 }
 
 // bringBack shows back, a clone of the old view, again.

@@ -127,11 +127,12 @@ func (s *Session) notRun(ctx context.Context, point snapshot.Snapshot, why error
 func (s *Session) execute(ctx context.Context, c Command, point snapshot.Snapshot) (Result, error) {
 	tail, late := newTail(tailBytes), s.newLate(point.ID, c.Late)
 	below := s.uncovered()
-	prepared, watched := s.prepareNext(ctx), s.watch(point)
+	ended, prepared := s.prepareNext(ctx)
+	watched := s.watch(point)
 	res, err := s.sh.Run(ctx, shell.Command{
 		Text: c.script(), Dir: c.Dir, Env: append([]string{"DEPLOYX_SNAPSHOT=" + string(point.ID)}, c.Env...),
 		Stdin: c.Stdin, Stdout: tail.tee(c.Stdout), Stderr: tail.tee(c.Stderr), TTY: tail.teeTTY(c.TTY),
-		Timeout: c.Timeout, Late: late.write, Orphan: s.adopt(late),
+		Timeout: c.Timeout, Ended: ended, Late: late.write, Orphan: s.adopt(late),
 	})
 	prepared()
 	watched()
@@ -167,25 +168,41 @@ func (s *Session) execute(ctx context.Context, c Command, point snapshot.Snapsho
 }
 
 // prepareNext makes the layer for what comes after the command while it runs,
-// where the driver can, and returns how to wait for that. A failure is left to
-// the Show that follows.
-func (s *Session) prepareNext(ctx context.Context) (wait func()) {
+// where the driver can, and when ended is called counts what the command changed. Wait
+// ends that. A failure is left to the count and the Show that follow.
+func (s *Session) prepareNext(ctx context.Context) (ended, wait func()) {
+	s.counted = nil
 	p, ok := s.drv.(snapshot.Preparer)
 	h := s.rec.Head()
-	v, err := s.rec.Below(h)
+	v, err := s.rec.View(h)
 	if !ok || err != nil || kept(h) {
-		return func() {}
+		return nil, func() {}
 	}
 	if s.next == "" {
 		s.next = snapshot.NewLayerID()
 	}
-	v = snapshot.View{Layers: append(v.Layers, h.Open), Open: s.next}
-	done := make(chan struct{})
+	below, err := s.rec.Below(h)
+	next := snapshot.View{Layers: append(below.Layers, h.Open), Open: s.next}
+	text, done := make(chan struct{}, 1), make(chan struct{})
 	go func() {
 		defer close(done)
-		p.Prepare(ctx, v) //nolint:errcheck // see above
+		if err == nil {
+			p.Prepare(ctx, next) //nolint:errcheck // see above
+		}
+		if _, ok := <-text; !ok {
+			return
+		}
+		if n, err := s.count(ctx, v); err == nil {
+			s.counted = &n
+		}
 	}()
-	return func() { <-done }
+	ended = func() {
+		select {
+		case text <- struct{}{}:
+		default:
+		}
+	}
+	return ended, func() { close(text); <-done }
 }
 
 // nextLayer is the id of the layer that was prepared, or a new one.
@@ -305,10 +322,19 @@ func (s *Session) count(ctx context.Context, v snapshot.View) (n tally, err erro
 	return n, err
 }
 
+// countOnce is count, unless that has been done while the command ended.
+func (s *Session) countOnce(ctx context.Context, v snapshot.View) (tally, error) {
+	if n := s.counted; n != nil {
+		s.counted = nil
+		return *n, nil
+	}
+	return s.count(ctx, v)
+}
+
 // countJoined is count, after hard links that came apart have been put together where
 // that can be. In a tree that somebody holds they are not: he may write to one.
 func (s *Session) countJoined(ctx context.Context, v snapshot.View, held []snapshot.Holder) (tally, error) {
-	n, err := s.count(ctx, v)
+	n, err := s.countOnce(ctx, v)
 	j, ok := s.drv.(snapshot.Rejoiner)
 	if err != nil || len(n.split) == 0 || len(held) > 0 || !ok {
 		return n, err

@@ -42,7 +42,7 @@ func BenchmarkBare(b *testing.B) {
 		if err := s.submit(p, sc); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := p.await(b.Context(), nonce); err != nil {
+		if _, err := p.await(b.Context(), nonce, nil); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -33,17 +33,17 @@ type outcome struct {
 }
 
 // watch waits for the command's end and ends it when asked to.
-func (s *Shell) watch(ctx context.Context, p *process, nonce string, limit time.Duration, res *Result) (int, error) {
-	end := make(chan outcome, 1)
+func (s *Shell) watch(ctx context.Context, p *process, nonce string, c Command, res *Result) (int, error) {
+	end, over := make(chan outcome, 1), make(chan struct{}, 1)
 	await, stop := context.WithCancel(context.Background())
 	defer stop()
 	go func() {
-		status, err := p.await(await, nonce)
+		status, err := p.await(await, nonce, over)
 		end <- outcome{status, err}
 	}()
 	var expired <-chan time.Time
-	if limit > 0 {
-		t := time.NewTimer(limit)
+	if c.Timeout > 0 {
+		t := time.NewTimer(c.Timeout)
 		defer t.Stop()
 		expired = t.C
 	}
@@ -54,7 +54,15 @@ func (s *Shell) watch(ctx context.Context, p *process, nonce string, limit time.
 		case <-soon.C:
 			s.guard(p)
 			continue
+		case <-over:
+			s.ended(p, c)
+			continue
 		case o := <-end:
+			select {
+			case <-over: // it came first
+				s.ended(p, c)
+			default:
+			}
 			return o.status, o.err
 		case <-expired:
 			res.TimedOut = true
@@ -69,6 +77,13 @@ func (s *Shell) watch(ctx context.Context, p *process, nonce string, limit time.
 			return 0, errEnded
 		}
 		return s.stop(p, end)
+	}
+}
+
+// ended calls c.Ended, unless something of the command's still runs.
+func (s *Shell) ended(p *process, c Command) {
+	if len(s.group.started(p.pid)) == 0 {
+		c.Ended()
 	}
 }
 
@@ -107,7 +122,7 @@ func (s *Shell) calm(p *process) error {
 	nonce := newNonce()
 	err := s.submit(p, s.bare(nonce))
 	if err == nil {
-		_, err = p.await(ctx, nonce)
+		_, err = p.await(ctx, nonce, nil)
 	}
 	if err != nil {
 		p.kill()

@@ -166,7 +166,7 @@ func (s *Shell) command(st *state, c Command, redirect, nonce string) script {
 		files: files,
 		main:  main,
 		arm:   s.before(st, c.Env) + d.tell(nonce, "start") + d.special("return") + " " + or0(st.status) + "\n",
-		post:  d.after(st, c.Env, nonce, s.wires.state.path, s.o.Away),
+		post:  d.after(st, c.Env, nonce, s.wires.state.path, s.o.Away, c.Ended != nil),
 	}
 }
 
@@ -221,7 +221,7 @@ func (s *Shell) between(st *state, text, nonce string) script {
 	return script{
 		files: files,
 		main:  s.dialect.fresh() + text + fmt.Sprintf("%s %s\n", s.dialect.special("."), files.post.path),
-		post:  s.dialect.after(st, nil, nonce, s.wires.state.path, false),
+		post:  s.dialect.after(st, nil, nonce, s.wires.state.path, false, false),
 	}
 }
 
@@ -297,9 +297,9 @@ func (d dialect) special(name string) string {
 	return `\builtin ` + name
 }
 
-// after captures the state, and then leaves if asked; env is what before exported,
-// to be put back as st had it.
-func (d dialect) after(st *state, env []string, nonce, path string, leave bool) string {
+// after captures the state, and then leaves if asked; before that it says that the text
+// has ended, if asked. env is what before exported, to be put back as st had it.
+func (d dialect) after(st *state, env []string, nonce, path string, leave, say bool) string {
 	var b strings.Builder
 	for _, kv := range env {
 		key, _, _ := strings.Cut(kv, "=")
@@ -315,11 +315,14 @@ func (d dialect) after(st *state, env []string, nonce, path string, leave bool) 
 	if d == posix {
 		text = postPosix
 	}
-	away := ":"
+	away, ended := ":", ":"
 	if leave {
 		away = d.cd() + " /"
 	}
-	return strings.NewReplacer("@RESTORE@", b.String(), "@STATE@", path, "@NONCE@", nonce, "@LEAVE@", away).Replace(text)
+	if say {
+		ended = d.tell(nonce, "end")
+	}
+	return strings.NewReplacer("@ENDED@", ended, "@RESTORE@", b.String(), "@STATE@", path, "@NONCE@", nonce, "@LEAVE@", away).Replace(text)
 }
 
 func or0(s string) string {

@@ -139,7 +139,7 @@ func (s *Shell) ask(ctx context.Context, p *process, text string, st *state) (in
 	if err != nil {
 		return 0, err
 	}
-	return p.await(ctx, nonce)
+	return p.await(ctx, nonce, nil)
 }
 
 // broken kills a shell that failed between commands; the next command gets a new one.

@@ -4,6 +4,7 @@
 # A command that ran to its end set __deployx_s, _u and _p itself: see driver.go, carry.
 __deployx_s=${__deployx_s-$?}
 {
+@ENDED@
 @RESTORE@
 # Once: a run that was cut short after it must not overwrite what is being read.
 [[ ${__deployx_w-} ]] || {

@@ -2,6 +2,7 @@
 # Special builtins cannot be shadowed there; for the others, "command".
 __deployx_s=${__deployx_s-$?}
 {
+@ENDED@
 @RESTORE@
 # Once: a run that was cut short after it must not overwrite what is being read.
 case ${__deployx_w-} in '') {

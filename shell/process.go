@@ -239,8 +239,9 @@ const (
 	stuckLooks = 10
 )
 
-// await returns the status that comes with nonce.
-func (p *process) await(ctx context.Context, nonce string) (int, error) {
+// await returns the status that comes with nonce. A word on over says that the text has
+// ended; nil where nobody asks.
+func (p *process) await(ctx context.Context, nonce string, over chan<- struct{}) (int, error) {
 	tick := time.NewTicker(stuckCheck)
 	defer tick.Stop()
 	ended := errIdle
@@ -255,6 +256,11 @@ func (p *process) await(ctx context.Context, nonce string) (int, error) {
 			case got != nonce:
 			case word == "start":
 				ended = errEnded
+			case word == "end":
+				select {
+				case over <- struct{}{}:
+				default:
+				}
 			default:
 				return strconv.Atoi(word)
 			}
@@ -295,7 +301,7 @@ func (s *Shell) spawn(ctx context.Context, want Context) (Context, error) {
 	nonce := newNonce()
 	err = s.submit(p, s.between(st, s.dialect.restore(st, at), nonce))
 	if err == nil {
-		_, err = p.await(ctx, nonce)
+		_, err = p.await(ctx, nonce, nil)
 	}
 	var got *state
 	if err == nil {

@@ -41,6 +41,11 @@ type Command struct {
 	Stderr  io.Writer     // nil is discarded
 	TTY     *TTY          // non-nil: run on a terminal; Stdin, Stdout and Stderr are unused
 	Timeout time.Duration // 0 is none
+	// Ended is called when the text has ended, unless something that the command started
+	// still runs or the shell has ended: nothing of the command's will change a file any
+	// more, and the shell's state is still to be captured. It may be called again, and must
+	// not block.
+	Ended func()
 	// Late takes what jobs print after the command ended, until they close the
 	// stream or the shell is closed. It is called from one goroutine a stream and
 	// must not keep p. nil discards.
@@ -185,7 +190,7 @@ func (s *Shell) attempt(ctx context.Context, st *state, c Command, redirect stri
 	if err := s.submit(p, s.command(st, c, redirect, nonce)); err != nil {
 		return p, 0, err
 	}
-	status, err := s.watch(ctx, p, nonce, c.Timeout, res)
+	status, err := s.watch(ctx, p, nonce, c, res)
 	return p, status, err
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -124,6 +125,34 @@ func TestFilesAreHandedOver(t *testing.T) {
 	if out, _, _ := runCommand(t, s, Command{Text: "cat", Stdin: in}); out != "1\n2\n\n" {
 		t.Errorf("%q", out)
 	}
+}
+
+// TestEnded: who asks is told once, before Run returns, that the text has ended, when
+// nothing of it runs on.
+func TestEnded(t *testing.T) {
+	each(t, func(t *testing.T, program string) {
+		for text, want := range map[string]int{
+			": >f": 1, "sh -c ': >f'": 1, ": >f; (exit 3)": 1, ": >f; echo $(echo a | cat)": 1, ": >f; }": 1,
+			": >f; sleep 1000 >/dev/null 2>&1 &": 0, ": >f; exit": 0, ": >f; exec sh -c :": 0,
+		} {
+			dir := t.TempDir()
+			s := start(t, Options{Program: program, Dir: dir})
+			told := 0
+			_, _, r := runCommand(t, s, Command{Text: text, Ended: func() {
+				told++
+				if _, err := os.Stat(filepath.Join(dir, "f")); err != nil && !strings.HasSuffix(text, "}") {
+					t.Errorf("%q had not run: %v", text, err)
+				}
+			}})
+			if told != want {
+				t.Errorf("%q: told %d times, want %d", text, told, want)
+			}
+			for _, p := range r.Survivors {
+				unix.Kill(p.PID, unix.SIGKILL)
+			}
+			says(t, s, "echo next", "next\n")
+		}
+	})
 }
 
 func TestNUL(t *testing.T) {

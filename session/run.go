@@ -134,7 +134,7 @@ func (s *Session) execute(ctx context.Context, c Command, point snapshot.Snapsho
 		Stdin: c.Stdin, Stdout: tail.tee(c.Stdout), Stderr: tail.tee(c.Stderr), TTY: tail.teeTTY(c.TTY),
 		Timeout: c.Timeout, Ended: ended, Late: late.write, Orphan: s.adopt(late),
 	})
-	prepared()
+	counted := prepared()
 	watched()
 	if err != nil {
 		return Result{}, s.notRun(ctx, point, err)
@@ -159,7 +159,7 @@ func (s *Session) execute(ctx context.Context, c Command, point snapshot.Snapsho
 	s.lookedBehind()
 	r := Result{Dir: res.Dir, Restarted: res.Restarted, Survivors: res.Survivors, Tail: tail.bytes(), Stale: s.found.Stale}
 	r.Uncovered = changed(below, s.uncovered())
-	r.Snapshot, err = s.finishThen(ctx, point, hash, func(done snapshot.Snapshot) {
+	r.Snapshot, err = s.finishThen(ctx, point, hash, counted, func(done snapshot.Snapshot) {
 		if r.Snapshot = done; c.Done != nil {
 			c.Done(r)
 		}
@@ -169,31 +169,30 @@ func (s *Session) execute(ctx context.Context, c Command, point snapshot.Snapsho
 
 // prepareNext makes the layer for what comes after the command while it runs,
 // where the driver can, and when ended is called counts what the command changed. Wait
-// ends that. A failure is left to the count and the Show that follow.
-func (s *Session) prepareNext(ctx context.Context) (ended, wait func()) {
-	s.counted = nil
+// returns the count, if there is one. A failure is left to the count and the Show that
+// follow.
+func (s *Session) prepareNext(ctx context.Context) (ended func(), wait func() *tally) {
 	p, ok := s.drv.(snapshot.Preparer)
 	h := s.rec.Head()
 	v, err := s.rec.View(h)
-	if !ok || err != nil || kept(h) {
-		return nil, func() {}
+	below, e := s.rec.Below(h)
+	if !ok || err != nil || e != nil || kept(h) {
+		return nil, func() *tally { return nil }
 	}
 	if s.next == "" {
 		s.next = snapshot.NewLayerID()
 	}
-	below, err := s.rec.Below(h)
 	next := snapshot.View{Layers: append(below.Layers, h.Open), Open: s.next}
+	var counted *tally
 	text, done := make(chan struct{}, 1), make(chan struct{})
 	go func() {
 		defer close(done)
-		if err == nil {
-			p.Prepare(ctx, next) //nolint:errcheck // see above
-		}
+		p.Prepare(ctx, next) //nolint:errcheck // see above
 		if _, ok := <-text; !ok {
 			return
 		}
 		if n, err := s.count(ctx, v); err == nil {
-			s.counted = &n
+			counted = &n
 		}
 	}()
 	ended = func() {
@@ -202,7 +201,11 @@ func (s *Session) prepareNext(ctx context.Context) (ended, wait func()) {
 		default:
 		}
 	}
-	return ended, func() { close(text); <-done }
+	return ended, func() *tally {
+		close(text)
+		<-done
+		return counted
+	}
 }
 
 // nextLayer is the id of the layer that was prepared, or a new one.
@@ -220,10 +223,12 @@ func (s *Session) finish(ctx context.Context, p snapshot.Snapshot, hash string) 
 	if hash == "" {
 		hash = s.rec.Head().Context
 	}
-	return s.finishThen(ctx, p, hash, func(snapshot.Snapshot) {})
+	return s.finishThen(ctx, p, hash, nil, func(snapshot.Snapshot) {})
 }
 
-func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash string, done func(snapshot.Snapshot)) (snapshot.Snapshot, error) {
+// finishThen is finish of a command of which the changes may have been counted, and
+// calls done when it is to be reported.
+func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash string, counted *tally, done func(snapshot.Snapshot)) (snapshot.Snapshot, error) {
 	h := s.rec.Head()
 	v, err := s.rec.View(h)
 	if err != nil {
@@ -251,7 +256,7 @@ func (s *Session) finishThen(ctx context.Context, p snapshot.Snapshot, hash stri
 		} else {
 			p.Layer = old.Open
 			var n tally
-			n, err = s.countJoined(ctx, v, held)
+			n, err = s.countJoined(ctx, v, held, counted)
 			n.into(&p)
 		}
 		if err != nil {
@@ -322,19 +327,15 @@ func (s *Session) count(ctx context.Context, v snapshot.View) (n tally, err erro
 	return n, err
 }
 
-// countOnce is count, unless that has been done while the command ended.
-func (s *Session) countOnce(ctx context.Context, v snapshot.View) (tally, error) {
-	if n := s.counted; n != nil {
-		s.counted = nil
-		return *n, nil
+// countJoined is count, unless that has been done, after hard links that came apart
+// have been put together where that can be. In a tree that somebody holds they are not:
+// he may write to one.
+func (s *Session) countJoined(ctx context.Context, v snapshot.View, held []snapshot.Holder, counted *tally) (n tally, err error) {
+	if counted != nil {
+		n = *counted
+	} else {
+		n, err = s.count(ctx, v)
 	}
-	return s.count(ctx, v)
-}
-
-// countJoined is count, after hard links that came apart have been put together where
-// that can be. In a tree that somebody holds they are not: he may write to one.
-func (s *Session) countJoined(ctx context.Context, v snapshot.View, held []snapshot.Holder) (tally, error) {
-	n, err := s.countOnce(ctx, v)
 	j, ok := s.drv.(snapshot.Rejoiner)
 	if err != nil || len(n.split) == 0 || len(held) > 0 || !ok {
 		return n, err

@@ -101,7 +101,6 @@ type Session struct {
 	starting  *starting        // see startShell
 	standing  func()           // see lookBehind
 	next      snapshot.LayerID // prepared while a command ran, not used yet
-	counted   *tally           // what the command that ends has changed, see prepareNext
 	upkeep    upkeep
 	watched   *watched // who changes the tree, while a command runs in a pinned one
 	writers   *writers // of the command that ran last, if the tree was pinned

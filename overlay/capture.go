@@ -79,12 +79,13 @@ type capture struct {
 	blind   bool                // nothing was known, and the layers may have anything of the upper's
 	moved   map[identity]string // directories of the index by identity: their paths
 	origins origins
-	named   map[uint64][]string // the upper's files by inode, if they were asked for
-	groups  map[uint64]bool     // whether these came together otherwise
-	copies  map[inode]string    // files that were copied: the first copy
-	shells  map[inode]string    // and of those of which only the attributes were
-	buf     []byte
-	beside  errgroup.Group // copies files while the next are compared
+	todo    *todo
+	arrived []identity // directories that are known now
+	grouping
+	copies map[inode]string // files that were copied: the first copy
+	shells map[inode]string // and of those of which only the attributes were
+	buf    []byte
+	beside errgroup.Group // copies files while the next are compared
 }
 
 // besideMost is how many files are copied at a time: more than processors, for who
@@ -98,7 +99,7 @@ func (d *Driver) newCapture(ctx context.Context, v snapshot.View, layers []snaps
 	}
 	c := &capture{
 		ctx: ctx, d: d, only: o.Only, clock: clock, v: v, layers: layers, into: into,
-		aside: filepath.Join(d.layers, "capture"), groups: map[uint64]bool{}, copies: map[inode]string{}, shells: map[inode]string{}, buf: make([]byte, 32<<10),
+		aside: filepath.Join(d.layers, "capture"), copies: map[inode]string{}, shells: map[inode]string{}, buf: make([]byte, 32<<10),
 	}
 	c.beside.SetLimit(besideMost)
 	if c.only == nil {
@@ -194,6 +195,10 @@ func (c *capture) all(t *todo) error {
 	if c.origins = (origins{}); c.ix.Root != nil {
 		c.origins.collect(c.ix.Root, ".")
 	}
+	c.todo = t
+	if err := c.complete(); err != nil {
+		return err
+	}
 	if err := c.learnRoot(x, t); err != nil {
 		return err
 	}
@@ -206,6 +211,9 @@ func (c *capture) all(t *todo) error {
 		if err := c.attributes(x, y, top); err != nil {
 			return err
 		}
+	}
+	for _, id := range c.arrived {
+		delete(c.ix.Placed, id)
 	}
 	return top.finish()
 }

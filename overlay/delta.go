@@ -18,16 +18,12 @@ func (c *capture) inside(x, y *entry, t *todo, k *known, p *spot, path string) e
 	if err := c.ctx.Err(); err != nil {
 		return err
 	}
-	names, err := c.different(x, y, t)
+	names, err := c.different(x, y, t, path)
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		sub := t.kids[name]
-		if sub == nil {
-			sub = &todo{all: true}
-		}
-		if err := c.name(x, y, sub, k, p, name, join(path, name)); err != nil {
+		if err := c.name(x, y, t.kid(name), k, p, name, join(path, name)); err != nil {
 			return err
 		}
 	}
@@ -35,9 +31,13 @@ func (c *capture) inside(x, y *entry, t *todo, k *known, p *spot, path string) e
 }
 
 // different are the names to be compared: those of t or, where nothing is known,
-// those that one state has and the other has not from the same place.
-func (c *capture) different(x, y *entry, t *todo) ([]string, error) {
-	set := map[string]bool{}
+// those that one state has and the other has not from the same place; and those that
+// files with several names have there.
+func (c *capture) different(x, y *entry, t *todo, path string) ([]string, error) {
+	set := maps.Clone(c.with[path])
+	if set == nil {
+		set = map[string]bool{}
+	}
 	for name := range t.kids {
 		set[name] = true
 	}
@@ -120,66 +120,6 @@ func (c *capture) name(x, y *entry, t *todo, k *known, p *spot, name, path strin
 	return nil
 }
 
-// takes tells whether a path that is no directory is to be taken. A file with
-// several names is, if one of them is: who wrote it did so by any.
-func (c *capture) takes(a *entry, path string) (bool, error) {
-	if c.only(path) {
-		return true, nil
-	}
-	if a == nil || a.layer != 0 || a.st.Nlink == 1 {
-		return false, nil
-	}
-	names, err := c.namesOf(a)
-	return slices.ContainsFunc(names, c.only), err
-}
-
-// namesOf are the names that a file of the upper has there.
-func (c *capture) namesOf(a *entry) ([]string, error) {
-	if c.named == nil {
-		c.named = map[uint64][]string{}
-		if err := collectNames(c.after.roots[0], ".", c.named); err != nil {
-			return nil, err
-		}
-	}
-	return c.named[a.st.Ino], nil
-}
-
-// regrouped tells whether the names of a file, of which there are so many, are not just
-// those that the layers have of b: one of as many was moved, say.
-func (c *capture) regrouped(a, b *entry, links uint64) (bool, error) {
-	if a.layer != 0 {
-		return links != b.st.Nlink, nil
-	}
-	if was, ok := c.groups[a.st.Ino]; ok {
-		return was, nil
-	}
-	names, err := c.namesOf(a)
-	if err != nil {
-		return false, err
-	}
-	one := inode{b.st.Dev, b.st.Ino}
-	differ := uint64(len(names)) != links
-	for _, name := range names {
-		was, err := c.before.resolve(name, false)
-		if err != nil {
-			return false, err
-		}
-		differ = differ || was == nil || isDir(was) || inode{was.st.Dev, was.st.Ino} != one
-		was.close()
-	}
-	if !differ && links != b.st.Nlink { // some are hidden, or there are more
-		n := uint64(0)
-		w := aliasWalk{ctx: c.ctx, layers: map[int]bool{b.layer: true}, inodes: map[inode]bool{one: true}, visit: func(string, *entry) error {
-			n++
-			return nil
-		}}
-		err = w.run(c.before)
-		differ = n != links
-	}
-	c.groups[a.st.Ino] = differ
-	return differ, err
-}
-
 // upperStat looks at a name in the live upper.
 func (c *capture) upperStat(x *entry, name string) (st unix.Statx_t, there bool, err error) {
 	if len(x.dir.parts) == 0 || x.dir.parts[0].layer != 0 {
@@ -228,23 +168,9 @@ func (c *capture) leaf(a, b *entry, p *spot, name string) (lent bool, err error)
 	case b.dir != nil || fileType(a) != fileType(b):
 		c.tell(snapshot.ChangeType, b)
 	default:
-		kind, err := c.compare(a, b)
-		if err != nil {
+		kind, linked, err := c.compared(a, b)
+		if err != nil || kind == "" && !linked {
 			return false, err
-		}
-		// One that got another name is kept anew with it, to be one file again.
-		links, err := c.links(a)
-		if err != nil {
-			return false, err
-		}
-		linked := links > 1 && a.st.Ino != b.st.Ino
-		if linked {
-			if linked, err = c.regrouped(a, b, links); err != nil {
-				return false, err
-			}
-		}
-		if kind == "" && !linked {
-			return false, nil
 		}
 		if kind != "" {
 			c.tell(kind, a)
@@ -275,19 +201,6 @@ func (c *capture) parted(a, b *entry) error {
 	return err
 }
 
-// links counts the names of a file, without the one that the kernel keeps in the
-// live upper's index.
-func (c *capture) links(e *entry) (uint64, error) {
-	if e.layer != 0 || e.st.Nlink == 1 || !c.indexed {
-		return e.st.Nlink, nil
-	}
-	n, err := xattr(e.f, private+"nlink")
-	if n == nil || err != nil {
-		return e.st.Nlink, err
-	}
-	return e.st.Nlink - 1, nil
-}
-
 // compare tells how a file differs, "" if it does not.
 func (c *capture) compare(a, b *entry) (snapshot.ChangeKind, error) {
 	if a.st.Dev == b.st.Dev && a.st.Ino == b.st.Ino {
@@ -303,29 +216,19 @@ func (c *capture) compare(a, b *entry) (snapshot.ChangeKind, error) {
 func (c *capture) directory(a, b *entry, t *todo, k *known, p *spot, name, path string, st *unix.Statx_t, there bool) error {
 	sub := &spot{c: c, parent: p, name: name, x: a}
 	defer sub.close()
-	counterpart := b
-	if t.from != "" || !isDir(b) || t.all {
-		id := identity{st.Ino, stampOf(st.Btime)}
-		from, old, err := c.counterpart(a, b, t, path, there && c.ix.Placed[id])
-		delete(c.ix.Placed, id)
-		if err != nil {
-			return err
-		}
-		if old != b {
-			defer old.close()
-		}
-		counterpart, sub.redirect = old, from
+	id := identity{st.Ino, stampOf(st.Btime)}
+	from, counterpart, t, err := c.matched(a, b, t, path, there && c.ix.Placed[id])
+	if err != nil {
+		return err
 	}
-	sub.merged = counterpart != nil
-	if counterpart == nil || counterpart != b {
-		c.more = true
-		t = &todo{all: true, self: true, kids: t.kids, from: t.from, was: t.was}
-		if t.was != nil && counterpart != nil && sub.redirect == t.from {
-			t.all = false
-		}
+	if counterpart != b {
+		defer counterpart.close()
 	}
+	sub.merged, sub.redirect = counterpart != nil, from
+	elsewhere := counterpart == nil || counterpart != b
+	c.more = c.more || elsewhere
 	taken := c.only(path)
-	if taken && (counterpart == nil || counterpart != b) {
+	if taken && elsewhere {
 		if err := sub.make(); err != nil { // else when something in it is taken
 			return err
 		}
@@ -357,7 +260,29 @@ func (c *capture) directory(a, b *entry, t *todo, k *known, p *spot, name, path 
 			return err
 		}
 	}
+	switch {
+	case elsewhere && sub.dir == nil && k != nil:
+		delete(k.Kids, name) // the layers have it where it was, or not at all
+	case t.all && there:
+		c.arrived = append(c.arrived, id)
+	}
 	return sub.finish()
+}
+
+// matched is counterpart where that is to be asked, and what is then to be compared in
+// the directory.
+func (c *capture) matched(a, b *entry, t *todo, path string, placed bool) (from string, old *entry, in *todo, err error) {
+	if t.from == "" && isDir(b) && !t.all {
+		return "", b, t, nil
+	}
+	if from, old, err = c.counterpart(a, b, t, path, placed); err != nil {
+		return "", nil, nil, err
+	}
+	if old == nil || old != b {
+		t = &todo{all: true, self: true, kids: t.kids, from: t.from, was: t.was}
+		t.all = t.was == nil || old == nil || from != t.from
+	}
+	return from, old, t, nil
 }
 
 // counterpart finds what a directory that is not known here was in the layers:

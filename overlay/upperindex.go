@@ -53,6 +53,14 @@ func (k *known) isDir() bool {
 	return k != nil && k.Mode&unix.S_IFMT == unix.S_IFDIR && k.ID.Birth != stamp{}
 }
 
+// kid is what is known of a name in a directory, of which nothing may be.
+func (k *known) kid(name string) *known {
+	if k == nil {
+		return nil
+	}
+	return k.Kids[name]
+}
+
 // unchanged tells whether an entry is as it was.
 func (k *known) unchanged(st *unix.Statx_t) bool {
 	return !k.Racy && k.ID.Ino == st.Ino && k.Ctime == stampOf(st.Ctime) && k.Mode == uint32(st.Mode)

@@ -21,11 +21,24 @@ type todo struct {
 	was  *known
 }
 
+// add notes a name. That one is to be compared as what nothing is known of needs no note
+// where all are.
 func (t *todo) add(name string, k *todo) {
+	if t.all && k.all && k.kids == nil {
+		return
+	}
 	if t.kids == nil {
 		t.kids = map[string]*todo{}
 	}
 	t.kids[name] = k
+}
+
+// kid is what is to be done with a name.
+func (t *todo) kid(name string) *todo {
+	if sub := t.kids[name]; sub != nil {
+		return sub
+	}
+	return &todo{all: t.all}
 }
 
 // openUpper opens the tree's root in the live upper; nil if nothing of the tree
@@ -63,26 +76,29 @@ func (c *capture) scan() (*todo, error) {
 	return c.scanDir(top, &st, c.ix.Root)
 }
 
-// scanDir compares a directory that is known. Nil if nothing in it can differ.
+// scanDir compares a directory with what is known of it. Nil if nothing in it can
+// differ. In one that nothing is known of (k is nil) there may be some that are known
+// from another place.
 func (c *capture) scanDir(dir *os.File, st *unix.Statx_t, k *known) (*todo, error) {
 	if err := c.ctx.Err(); err != nil {
 		return nil, err
 	}
-	t := &todo{self: !k.unchanged(st)}
+	t := &todo{all: k == nil, self: k == nil || !k.unchanged(st)}
 	names, err := c.names(dir)
 	if err != nil {
 		return nil, err
 	}
 	seen := 0
 	for _, name := range names {
-		if k.Kids[name] != nil {
+		kid := k.kid(name)
+		if kid != nil {
 			seen++
 		}
-		if err := c.scanName(dir, name, k.Kids[name], t); err != nil {
+		if err := c.scanName(dir, name, kid, t); err != nil {
 			return nil, err
 		}
 	}
-	if seen < len(k.Kids) {
+	if k != nil && seen < len(k.Kids) {
 		there := map[string]bool{}
 		for _, name := range names {
 			there[name] = true
@@ -133,16 +149,14 @@ func (c *capture) scanName(dir *os.File, name string, k *known, t *todo) error {
 	case !isDir && k != nil && k.unchanged(&st):
 		return nil
 	case !isDir:
+		c.visits(&st)
 		t.add(name, &todo{all: true})
 		return nil
 	}
 	id := identity{st.Ino, stampOf(st.Btime)}
 	from := ""
 	if !k.isDir() || k.ID != id {
-		if k, from = c.findMoved(id); k == nil {
-			t.add(name, &todo{all: true})
-			return nil
-		}
+		k, from = c.findMoved(id)
 	}
 	sub, err := openAt(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_NOATIME)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {

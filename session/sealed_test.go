@@ -2,10 +2,13 @@ package session
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -346,6 +349,81 @@ func TestSealedLinksInside(t *testing.T) {
 			t.Errorf("%s has %d names, want %d", name, n, want)
 		}
 	}
+}
+
+// TestSealedLinksMoved: a directory that is moved under a pin keeps the names in it those of
+// a file that has others outside, whatever of the way there is new, and whoever moved it.
+func TestSealedLinksMoved(t *testing.T) {
+	const here = "mkdir -p d/s; echo 1 > d/f; ln d/f out"
+	for _, c := range []struct {
+		name, make, move string
+		names            []string
+		changed          int // by the move
+	}{
+		{"made under the pin", here, "mkdir new; mv d new/d", []string{"new/d/f", "out"}, 2},
+		{"older", "ln old/f out", "mkdir new; mv old new/d", []string{"new/d/f", "out"}, 2},
+		{"older, into an older one", "ln old/f out", "mv old other/d", []string{"other/d/f", "out"}, 1},
+		{"two of them", here + "; mkdir e; ln d/f e/f", "mkdir -p new/n; mv d new/n/d; mv e d", []string{"new/n/d/f", "d/f", "out"}, 4},
+		{"and one in it", here + "; ln d/f d/s/f", "mkdir new; mv d new/d; mv new/d/s new/s", []string{"new/d/f", "new/s/f", "out"}, 3},
+		{"and another name", here, "mkdir new; mv d new/d; ln out new/g", []string{"new/d/f", "new/g", "out"}, 3},
+		{"to its place in another", "mkdir p; echo 1 > p/g; mkdir p/d; echo 1 > p/d/f; ln p/d/f out", "mv p q; mkdir p; mv q/d p/d", []string{"p/d/f", "out"}, 5},
+		{"by others", here, "", []string{"e/f", "out"}, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRig(t)
+			r.run("cd $DEPLOYX_TREE; mkdir old other; echo 0 > old/f; echo 0 > other/x")
+			hold(t, r.tree)
+			r.run(c.make)
+			r.settled()
+			if c.move == "" {
+				c.move = r.meanwhile("mv d e") + "; echo > mine"
+			}
+			moved, _ := r.run(c.move)
+			if n := moved.Snapshot.Changes.Total(); n != c.changed {
+				t.Errorf("%d changes, want %d: %+v", n, c.changed, moved.Snapshot.Changes)
+			}
+			want := picture(t, r.tree)
+			gone, _ := r.run("rm -r " + strings.Join(c.names, " "))
+			r.rollbackInPlace(gone.Snapshot.ID)
+			r.same("rolled back", want)
+			for _, name := range c.names {
+				if n := links(t, filepath.Join(r.tree, name)); n != uint64(len(c.names)) {
+					t.Errorf("%s has %d names, want %d", name, n, len(c.names))
+				}
+			}
+		})
+	}
+}
+
+// settled has the tree looked at when what was written last is older than a tick of the
+// clock that stamps it: then it need not be looked at again.
+func (r *rig) settled() {
+	r.Helper()
+	var now unix.Timespec
+	for end := time.Now().Add(20 * time.Millisecond).UnixNano(); now.Nano() < end; time.Sleep(time.Millisecond) {
+		if err := unix.ClockGettime(unix.CLOCK_REALTIME_COARSE, &now); err != nil {
+			r.Fatal(err)
+		}
+	}
+	r.run(":")
+}
+
+// meanwhile is a command that waits for a service to have done something in the tree.
+func (r *rig) meanwhile(text string) string {
+	r.Helper()
+	dir := r.TempDir()
+	for _, name := range []string{"go", "done"} {
+		if err := unix.Mkfifo(filepath.Join(dir, name), 0o600); err != nil {
+			r.Fatal(err)
+		}
+	}
+	cmd := exec.Command("bash", "-c", `read <"$0/go"; `+text+`; echo >"$0/done"`, dir)
+	cmd.Dir = r.tree
+	if err := cmd.Start(); err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(service{cmd}.end)
+	return fmt.Sprintf("echo >'%s/go'; read <'%s/done'", dir, dir)
 }
 
 // TestSealedHiddenName: a file of which the layers hide a name is the same with those

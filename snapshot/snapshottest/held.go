@@ -29,6 +29,7 @@ func (o Options) Held(t *testing.T, open Open) {
 	o = o.placed(t)
 	o.held, o.OpenTouches, o.LosesFlags = true, false, false
 	t.Run("named", func(t *testing.T) { o.Named(t, open) })
+	t.Run("random", func(t *testing.T) { o.Random(t, open) })
 	for name, check := range map[string]func(*rig){
 		"many layers":            (*rig).manyLayers,
 		"open":                   (*rig).openPaths,

@@ -276,8 +276,8 @@ func (c *comparison) pair(a, b, gone *entry, name string) (p pairing, err error)
 		p.gone.close()
 		p.gone = p.y
 		p.y, err = c.before.resolve(p.from, true)
-	case p.x == nil && p.y == nil:
-		p.y, p.gone = p.gone, nil
+	case p.y == nil:
+		p.y, p.gone = p.gone, nil // nothing came along to take its path
 	}
 	return p, err
 }

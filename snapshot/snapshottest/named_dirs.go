@@ -111,6 +111,10 @@ func replacements() []sequence {
 			{rmdir("d"), rm("d"), rm("nothing"), rmdir("d/f"), mkdir("d", 0o755)},
 			{rm("d/f"), rm("d/f"), rmdir("empty"), rmdir("empty")},
 		}},
+		{"directory replaced by one of its own", aTree(), [][]Op{
+			{mv("d/s", "s"), rmAll("d"), mv("s", "d"), mkdir("d/f", 0o755), write("d/g", "not the old one")},
+			{mkdir("d/s", 0o700), rm("d/g")},
+		}},
 		{"emptied directory replaced by another", aTree(), [][]Op{
 			{rm("d/f"), rm("d/g"), rmAll("d/s")},
 			{mv("other", "d")},

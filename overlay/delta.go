@@ -169,8 +169,13 @@ func (c *capture) leaf(a, b *entry, p *spot, name string) (lent bool, err error)
 		c.tell(snapshot.ChangeType, b)
 	default:
 		kind, linked, err := c.compared(a, b)
-		if err != nil || kind == "" && !linked {
+		if err != nil {
 			return false, err
+		}
+		if kind == "" && !linked {
+			if same, err := c.sameFlags(a, b); same || err != nil {
+				return false, err
+			}
 		}
 		if kind != "" {
 			c.tell(kind, a)
@@ -327,8 +332,13 @@ func (c *capture) shares(a, b *entry) bool {
 func (c *capture) attributes(x, y *entry, p *spot) error {
 	if y != nil {
 		same, err := sameAttributes(x, y, false)
-		if err != nil || same && x.st.Mtim == y.st.Mtim {
+		if err != nil {
 			return err
+		}
+		if same && x.st.Mtim == y.st.Mtim {
+			if same, err := c.sameFlags(x, y); same || err != nil {
+				return err
+			}
 		}
 		c.more = c.more || !same // a time is no change
 	}

@@ -245,8 +245,8 @@ func (d *Driver) lowerOf(name string) (file inode, layered bool, err error) {
 }
 
 // copyUp has the kernel copy names of the tree up, by setting a time of access
-// to what it is. What others took away or replaced meanwhile needs nothing any
-// more, and what flags protect was not changed.
+// to what it is; of what flags protect, by setting those (ovl_fileattr_set). What others
+// took away or replaced meanwhile needs nothing any more.
 func (d *Driver) copyUp(paths []string) error {
 	if len(paths) == 0 {
 		return nil
@@ -264,7 +264,9 @@ func (d *Driver) copyUp(paths []string) error {
 			}
 			continue
 		}
-		err = nudge(int(f.Fd()))
+		if err = nudge(int(f.Fd())); errors.Is(err, unix.EPERM) {
+			err = reflag(f)
+		}
 		f.Close() //nolint:errcheck // O_PATH
 		if err != nil && !errors.Is(err, unix.EPERM) {
 			return fmt.Errorf("link %q: %w", path, err)
@@ -280,6 +282,20 @@ func nudge(fd int) error {
 	}
 	times := []unix.Timespec{st.Atim, {Nsec: unix.UTIME_OMIT}}
 	return os.NewSyscallError("utimensat", unix.UtimesNanoAt(fd, "", times, unix.AT_EMPTY_PATH))
+}
+
+// reflag sets the flags of what f (O_PATH) stands for to what they are.
+func reflag(f *os.File) error {
+	r, err := openAt(unix.AT_FDCWD, fdName(f), unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	defer r.Close() //nolint:errcheck // nothing was written
+	flags, err := unix.IoctlGetInt(int(r.Fd()), unix.FS_IOC_GETFLAGS)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(r.Fd()), unix.FS_IOC_SETFLAGS, flags)
+	}
+	return os.NewSyscallError("ioctl FS_IOC_SETFLAGS", err)
 }
 
 // noteJoined keeps what need not be searched for again. It is not synced: what

@@ -188,7 +188,7 @@ func (m *merge) dress(a, b *entry, dir string, fresh bool) error {
 		return err
 	}
 	defer to.Close() //nolint:errcheck // nothing was written through it
-	if err := errors.Join(copyAttributes(a.f, to), m.count(to)); err != nil {
+	if err := errors.Join(copyAttributes(a.f, to), copyForbid(a.f, to), m.count(to)); err != nil {
 		return err
 	}
 	// readdir must look for the numbers of copied-up inodes (overlayfs.rst).
@@ -314,7 +314,7 @@ func (m *merge) whole(e *entry, path string) error {
 	}
 	err = copyBytes(m.ctx, from, to)
 	if err == nil {
-		err = errors.Join(copyAttributes(e.dressed(), to), to.Sync(), m.count(to))
+		err = errors.Join(copyAttributes(e.dressed(), to), copyForbid(e.dressed(), to), to.Sync(), m.count(to))
 	}
 	return errors.Join(err, to.Close())
 }
@@ -352,7 +352,7 @@ func (m *merge) shell(e *entry, path string) error {
 	if err == nil {
 		err = errors.Join(
 			setPrivate(path, "metacopy", ""), setPrivate(path, "redirect", m.prefix+"/"+e.origin),
-			m.keepOrigin(e, path), copyAttributes(e.f, to), m.count(to))
+			m.keepOrigin(e, path), copyAttributes(e.f, to), copyForbid(e.f, to), m.count(to))
 	}
 	return errors.Join(err, to.Close())
 }

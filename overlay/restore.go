@@ -28,7 +28,7 @@ func (d *Driver) Restore(ctx context.Context, v snapshot.View, from, to []snapsh
 	if err := d.Fits(ctx, to); err != nil {
 		return nil, err
 	}
-	r := restore{ctx: ctx, links: map[inode]string{}, taken: map[inode]inode{}, again: again}
+	r := restore{ctx: ctx, links: map[inode]string{}, taken: map[inode]inode{}, locks: locks{}, open: v.Open, again: again}
 	err = r.run(d, from, to)
 	if snapshot.CodeOf(err) == snapshot.CodeNoSpace {
 		err = r.freeFirst(d, from, to)
@@ -58,6 +58,8 @@ type restore struct {
 	taken map[inode]inode  // files of the tree with several names, by what they stand for
 	was   *merged
 	goal  *merged
+	open  snapshot.LayerID // what takes the writes
+	locks locks
 	made  []string          // directories, with all in them
 	names []string          // that differed
 	aside map[string]string // directories that are being made: their names until then
@@ -106,7 +108,7 @@ func (r *restore) run(d *Driver, from, to []snapshot.LayerID) (err error) {
 		return err
 	}
 	defer r.root.Close() //nolint:errcheck // read only
-	return r.directory(r.root, f, g, ".")
+	return errors.Join(r.directory(r.root, f, g, "."), r.lockAll())
 }
 
 // directory makes what differs in a directory that both states have, and then
@@ -126,11 +128,16 @@ func (r *restore) directory(at *os.File, was, goal *entry, path string) error {
 	if err != nil {
 		return err
 	}
+	if len(names) > 0 || !r.frees {
+		if err := r.unlockOpen(at, path); err != nil {
+			return err
+		}
+	}
 	touched, err := r.inside(at, was, goal, names, path)
 	if err != nil || r.frees {
 		return errors.Join(err, putTimesBack(at, &before)) // for the next try
 	}
-	return r.dressDir(at, was, goal, &before, touched)
+	return r.dressDir(at, was, goal, &before, touched, path)
 }
 
 // inside makes the names of a directory.
@@ -162,21 +169,41 @@ func differing(was, goal *entry) ([]string, error) {
 
 // dressDir gives a directory the attributes that it is to have. Where both
 // states have the same only the time is put back that the work here has moved.
-func (r *restore) dressDir(at *os.File, was, goal *entry, before *unix.Statx_t, touched bool) error {
-	same := false
+func (r *restore) dressDir(at *os.File, was, goal *entry, before *unix.Statx_t, touched bool, path string) error {
+	same, flags := false, false
 	if was != nil {
 		var err error
 		if same, err = sameAttributes(was, goal, true); err != nil {
 			return err
 		}
+		if flags, err = r.sameFlags(was, goal); err != nil {
+			return err
+		}
 	}
-	if same && !touched {
+	switch {
+	case !same:
+		if err := dressLike(goal, at); err != nil {
+			return err
+		}
+	case touched:
+		if err := putTimesBack(at, before); err != nil {
+			return err
+		}
+	}
+	if flags && !r.again { // cut off, it may have left none
 		return nil
 	}
-	if same {
-		return putTimesBack(at, before)
+	return r.flag(at, goal, path)
+}
+
+// sameFlags tells whether two states have the same flags of a file or directory.
+func (r *restore) sameFlags(f, g *entry) (bool, error) {
+	x, err := shownFlags(f, r.open, false)
+	if err != nil {
+		return false, err
 	}
-	return dressLike(goal, at)
+	y, err := shownFlags(g, r.open, false)
+	return x == y, err
 }
 
 func putTimesBack(at *os.File, st *unix.Statx_t) error {
@@ -209,7 +236,7 @@ func (r *restore) name(at *os.File, was, goal *entry, name, path string) (touche
 	case r.frees && g != nil:
 		return false, nil
 	case f != nil && g != nil && !isDir(f) && !isDir(g) && fileType(f) == fileType(g):
-		same, err := sameEntry(f, g)
+		same, err := r.sameEntry(f, g)
 		if err != nil || same && (f.st.Nlink == 1 && g.st.Nlink == 1 || f.st.Ino == g.st.Ino) {
 			return false, err
 		}
@@ -219,12 +246,15 @@ func (r *restore) name(at *os.File, was, goal *entry, name, path string) (touche
 }
 
 // sameEntry tells whether two files are the same in every way.
-func sameEntry(f, g *entry) (bool, error) {
+func (r *restore) sameEntry(f, g *entry) (bool, error) {
 	if f.st.Dev == g.st.Dev && f.st.Ino == g.st.Ino {
 		return true, nil
 	}
 	kind, err := compareFiles(f, g)
-	return kind == "" && err == nil, err
+	if kind != "" || err != nil {
+		return false, err
+	}
+	return r.sameFlags(f, g)
 }
 
 // both goes into a directory that was there and is to be there.
@@ -257,13 +287,16 @@ func (r *restore) converge(at *os.File, was, goal *entry, name, path string) (bo
 	if others, err := r.others(at, was, goal, name, path); others || err != nil {
 		return false, err
 	}
+	if err := r.unlock(at, name, path); err != nil {
+		return false, err
+	}
 	switch {
 	case goal == nil:
 		return r.remove(at, was, name, path)
 	case isDir(goal):
 		return true, r.makeDir(at, goal, name, path)
 	}
-	done, err := r.inPlace(at, goal, name, path)
+	done, err := r.inPlace(at, was, goal, name, path)
 	if err != nil || done {
 		return done, err
 	}
@@ -303,7 +336,7 @@ func (r *restore) others(at *os.File, was, goal *entry, name, path string) (bool
 
 // inPlace sees whether a file has the right content already, and gives it its
 // attributes then.
-func (r *restore) inPlace(at *os.File, goal *entry, name, path string) (bool, error) {
+func (r *restore) inPlace(at *os.File, was, goal *entry, name, path string) (bool, error) {
 	f, st, err := openEntry(at, name)
 	if f == nil || err != nil {
 		return false, err
@@ -318,14 +351,19 @@ func (r *restore) inPlace(at *os.File, goal *entry, name, path string) (bool, er
 		return false, err // the names of one file are put together anew
 	}
 	if goal.st.Nlink > 1 {
+		if parted, err := r.parted(was, path); parted || err != nil {
+			return false, err
+		}
 		if ok, err := r.joins(&st, goal, path); !ok || err != nil {
 			return false, err
 		}
 	}
-	if kind == "" {
-		return true, nil
+	if kind != "" {
+		if err := dressLike(goal, f); err != nil {
+			return true, err
+		}
 	}
-	return true, dressLike(goal, f)
+	return true, r.flagIn(at, name, goal, path)
 }
 
 // remove takes away what was there. A directory in which others have made
@@ -339,9 +377,15 @@ func (r *restore) remove(at *os.File, was *entry, name, path string) (bool, erro
 		if others, err := r.others(at, was, nil, name, path); others || err != nil {
 			return true, err
 		}
+		if err := r.unlock(at, name, path); err != nil {
+			return true, err
+		}
 		return true, unlink(at, name)
 	}
 	defer sub.Close() //nolint:errcheck // read only
+	if err := r.unlockOpen(sub, path); err != nil {
+		return true, err
+	}
 	if isDir(was) {
 		names, err := was.dir.names(-1)
 		if err != nil {

@@ -51,15 +51,8 @@ func (r *restore) first(goal *entry, path string) (string, error) {
 	if first, ok := r.links[id]; ok || goal.st.Nlink == 1 || r.goal == nil {
 		return first, nil
 	}
-	var names []string
-	w := aliasWalk{
-		ctx: r.ctx, layers: map[int]bool{goal.layer: true}, inodes: map[inode]bool{id: true},
-		visit: func(name string, _ *entry) error {
-			names = append(names, name)
-			return nil
-		},
-	}
-	if err := w.run(r.goal); err != nil {
+	names, err := r.namesIn(r.goal, goal)
+	if err != nil {
 		return "", err
 	}
 	for _, name := range names {
@@ -74,6 +67,46 @@ func (r *restore) first(goal *entry, path string) (string, error) {
 		}
 	}
 	return "", nil
+}
+
+// namesIn are the names that a file has in a state.
+func (r *restore) namesIn(v *merged, e *entry) (names []string, err error) {
+	w := aliasWalk{
+		ctx: r.ctx, layers: map[int]bool{e.layer: true}, inodes: map[inode]bool{{e.st.Dev, e.st.Ino}: true},
+		visit: func(name string, _ *entry) error {
+			names = append(names, name)
+			return nil
+		},
+	}
+	return names, w.run(v)
+}
+
+// parted tells whether the file that was at a path keeps another name, so that the goal
+// has one beside it there: overlayfs without an index parts them (docs/design.md,
+// "Hard links").
+func (r *restore) parted(was *entry, path string) (bool, error) {
+	if was == nil || was.st.Nlink == 1 || isDir(was) {
+		return false, nil
+	}
+	names, err := r.namesIn(r.was, was)
+	if err != nil {
+		return false, err
+	}
+	for _, name := range names {
+		if name == path {
+			continue
+		}
+		e, err := r.goal.resolve(name, false)
+		if err != nil {
+			return false, err
+		}
+		stays := e != nil && !isDir(e) && e.st.Dev == was.st.Dev && e.st.Ino == was.st.Ino
+		e.close()
+		if stays {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // stayed tells whether a name is the goal's file in both states, and in the tree.
@@ -129,5 +162,19 @@ func (r *restore) link(first string, at *os.File, name string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(unix.Linkat(unix.AT_FDCWD, fdName(f), int(at.Fd()), name, unix.AT_SYMLINK_FOLLOW), f.Close())
+	defer f.Close() //nolint:errcheck // O_PATH
+	link := func() error { return unix.Linkat(unix.AT_FDCWD, fdName(f), int(at.Fd()), name, unix.AT_SYMLINK_FOLLOW) }
+	err = link()
+	if !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	locked, err := openAt(unix.AT_FDCWD, fdName(f), unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	defer locked.Close() //nolint:errcheck // nothing was written
+	if err := r.unlockOpen(locked, first); err != nil {
+		return err
+	}
+	return link()
 }

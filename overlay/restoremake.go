@@ -59,6 +59,7 @@ func (r *restore) create(at *os.File, goal *entry, name, path string) error {
 		return err
 	}
 	if first != "" && r.link(first, at, name) == nil {
+		r.lock(path, 0) // what is to forbid changes of it was noted by its first name
 		return nil
 	}
 	if fileType(goal) != snapshot.TypeFile {
@@ -77,6 +78,9 @@ func (r *restore) create(at *os.File, goal *entry, name, path string) error {
 	}
 	if err == nil {
 		err = copyAttributes(goal.dressed(), to)
+	}
+	if err == nil {
+		err = r.flag(to, goal, path)
 	}
 	return errors.Join(err, to.Close())
 }

@@ -80,7 +80,7 @@ func (p *spot) finish() error {
 		return nil
 	}
 	p.pending.Wait()
-	if err := copyAttributes(p.x.f, p.dir); err != nil {
+	if err := errors.Join(copyAttributes(p.x.f, p.dir), p.c.keepFlags(p.x, p.dir)); err != nil {
 		return err
 	}
 	// readdir must look for the numbers of copied-up inodes (overlayfs.rst).
@@ -174,7 +174,7 @@ func (p *spot) shell(e *entry, name string) error {
 			return err
 		}
 		if err = to.Truncate(e.st.Size); err == nil {
-			err = errors.Join(setPrivateOf(to, "metacopy", ""), copyAttributes(e.f, to))
+			err = errors.Join(setPrivateOf(to, "metacopy", ""), copyAttributes(e.f, to), p.c.keepFlags(e, to))
 		}
 		return errors.Join(err, to.Close())
 	})
@@ -213,6 +213,9 @@ func (c *capture) whole(e *entry, at *os.File, name string) error {
 		err = copyAttributesOf(from, &after, to)
 	} else if err == nil {
 		err = copyAttributes(e.f, to)
+	}
+	if err == nil {
+		err = c.keepFlags(e, to)
 	}
 	return errors.Join(err, to.Close())
 }

@@ -395,6 +395,38 @@ func TestSealedLinksMoved(t *testing.T) {
 	}
 }
 
+// TestSealedFlags: flags that a command under a pin sets, alone or of what it changed or
+// made, go with a rollback in place and come back with a redo; and none is in the way.
+func TestSealedFlags(t *testing.T) {
+	onLayouts(t, func(t *testing.T, r *rig) {
+		r.run("cd $DEPLOYX_TREE; mkdir -p d/s; for f in a d/f d/g d/s/h; do echo 1 > $f; done; ln d/g out")
+		defer hold(t, r.tree).end()
+		for _, text := range []string{
+			"chattr +i a", "chattr +a d/f", "chattr +d a", "chattr +A d", "chattr +i d", "chattr +i .",
+			"echo 2 > a; chattr +i a",
+			"echo 2 > d/f; chattr +i d/f d",
+			"rm d/f; echo 2 > d/s/n; chattr +a d/s d",
+			"mkdir n; echo 2 > n/f; ln n/f n/g; ln d/g n/h; chattr +i n/f n/h n",
+			"rm -r d/s out; chattr +i d",
+		} {
+			before := picture(t, r.tree)
+			res, _ := r.run(text)
+			if res.Snapshot.ExitCode != 0 {
+				t.Fatalf("%s: exit status %d", text, res.Snapshot.ExitCode)
+			}
+			after := picture(t, r.tree)
+			r.rollbackInPlace(res.Snapshot.ID)
+			r.same(text+": rolled back", before)
+			if err := redo(r); err != nil {
+				t.Fatalf("%s: %v", text, err)
+			}
+			r.same(text+": redone", after)
+			r.rollbackInPlace(res.Snapshot.ID)
+			r.same(text+": rolled back again", before)
+		}
+	})
+}
+
 // settled has the tree looked at when what was written last is older than a tick of the
 // clock that stamps it: then it need not be looked at again.
 func (r *rig) settled() {

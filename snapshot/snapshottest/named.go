@@ -44,9 +44,6 @@ func origins() []origin {
 func (o Options) Named(t *testing.T, open Open) {
 	o = o.placed(t)
 	for i, s := range sequences() {
-		if o.held && s.name == "flags" {
-			continue // a flag alone is no change that a capture sees (docs/design.md)
-		}
 		from := origins()[:o.shorter(5)]
 		if o.held && envInt(t, EnvSoak, 0) == 0 {
 			from = from[i%3:][:1]

@@ -1,0 +1,202 @@
+package overlay
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"deployx/snapshot"
+)
+
+// Where overlayfs and captures keep the flags that forbid changes: a layer's own files
+// do not have them. overlayfs looks at its attribute in the upper only
+// (ovl_check_protattr, 5.15), so a layer that is sealed has lost them; what was copied
+// out of a layer that goes on taking writes says which one that was.
+const (
+	upperFlags  = private + "protattr"
+	copiedFlags = private + "deployx.flags"
+)
+
+var forbidLetters = map[rune]int{'i': flagImmutable, 'a': flagAppend}
+
+func forbidOf(letters string) (flags int) {
+	for _, l := range letters {
+		flags |= forbidLetters[l]
+	}
+	return flags
+}
+
+// shownFlags are the inode flags that the tree shows of a file or directory while open
+// takes writes. live says that the entry is in open itself.
+func shownFlags(e *entry, open snapshot.LayerID, live bool) (int, error) {
+	if kind := e.st.Mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFDIR {
+		return 0, nil
+	}
+	flags, err := readFlags(e.dressed())
+	if err != nil {
+		return 0, err
+	}
+	name := copiedFlags
+	if live {
+		name = upperFlags
+	}
+	v, err := xattr(e.dressed(), name)
+	if v == nil || err != nil {
+		return flags, err
+	}
+	letters := string(v)
+	if !live {
+		of, l, _ := strings.Cut(letters, " ")
+		if letters = l; of != string(open) {
+			return flags, nil
+		}
+	}
+	return flags | forbidOf(letters), nil
+}
+
+// readFlags reads the flags that can be set of what f stands for (O_PATH is enough). A
+// filesystem without flags has none.
+func readFlags(f *os.File) (int, error) {
+	flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if errors.Is(err, unix.EBADF) { // O_PATH
+		r, err := openAt(unix.AT_FDCWD, fdName(f), unix.O_RDONLY|unix.O_NONBLOCK)
+		if err != nil {
+			return 0, err
+		}
+		defer r.Close() //nolint:errcheck // read only
+		return readFlags(r)
+	}
+	if err != nil {
+		return 0, nil //nolint:nilerr // see above
+	}
+	return flags & flagsImposed, nil
+}
+
+// giveFlags gives an open file those of the flags that are in mask.
+func giveFlags(f *os.File, flags, mask int) error {
+	now, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return nil //nolint:nilerr // a filesystem without flags
+	}
+	if want := now&^mask | flags&mask; want != now {
+		if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, want); err != nil {
+			return &fs.PathError{Op: "set flags", Path: f.Name(), Err: err}
+		}
+	}
+	return nil
+}
+
+// sameFlags tells whether the flags that are shown of a are those that the layers have
+// of b.
+func (c *capture) sameFlags(a, b *entry) (bool, error) {
+	x, err := shownFlags(a, c.v.Open, a.layer == 0)
+	if err != nil {
+		return false, err
+	}
+	y, err := shownFlags(b, c.v.Open, false)
+	return x == y, err
+}
+
+// keepFlags notes in a copy of e which flags forbid changes of it.
+func (c *capture) keepFlags(e *entry, to *os.File) error {
+	flags, err := shownFlags(e, c.v.Open, e.layer == 0)
+	if err != nil || flags&flagsForbid == 0 {
+		return err
+	}
+	letters := ""
+	for l, flag := range forbidLetters {
+		if flags&flag != 0 {
+			letters += string(l)
+		}
+	}
+	return setPrivateOf(to, strings.TrimPrefix(copiedFlags, private), string(c.v.Open)+" "+letters)
+}
+
+// copyForbid carries what keepFlags has noted to a copy of a copy.
+func copyForbid(from, to *os.File) error {
+	v, err := xattr(from, copiedFlags)
+	if v == nil || err != nil {
+		return err
+	}
+	return setPrivateOf(to, strings.TrimPrefix(copiedFlags, private), string(v))
+}
+
+// locks are flags that forbid changes, by path: a restore gives them last.
+type locks map[string]int
+
+// flag gives what was made or changed for path its flags, but for those that would
+// hinder what comes.
+func (r *restore) flag(f *os.File, goal *entry, path string) error {
+	want, err := shownFlags(goal, r.open, false)
+	if err != nil {
+		return err
+	}
+	r.lock(path, want)
+	return giveFlags(f, want, flagsImposed&^flagsForbid)
+}
+
+func (r *restore) lock(path string, flags int) {
+	delete(r.locks, path)
+	if flags&flagsForbid != 0 {
+		r.locks[path] = flags
+	}
+}
+
+// flagIn is flag of a name.
+func (r *restore) flagIn(at *os.File, name string, goal *entry, path string) error {
+	if kind := goal.st.Mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFDIR {
+		return nil
+	}
+	f, err := openAt(int(at.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // nothing was written
+	return r.flag(f, goal, path)
+}
+
+// unlock takes the flags from a name that forbid changes, until the end.
+func (r *restore) unlock(at *os.File, name, path string) error {
+	st, err := statxAt(int(at.Fd()), name)
+	if missing(err) {
+		return nil
+	}
+	if err != nil || st.Attributes&(unix.STATX_ATTR_IMMUTABLE|unix.STATX_ATTR_APPEND) == 0 {
+		return err
+	}
+	f, err := openAt(int(at.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // nothing was written
+	return r.unlockOpen(f, path)
+}
+
+func (r *restore) unlockOpen(f *os.File, path string) error {
+	had, err := readFlags(f)
+	if err != nil || had&flagsForbid == 0 {
+		return err
+	}
+	r.lock(path, had)
+	return giveFlags(f, 0, flagsForbid)
+}
+
+// lockAll gives the flags that forbid changes, to what is there to take them.
+func (r *restore) lockAll() error {
+	for path, flags := range r.locks {
+		f, err := openBelow(r.root, path, unix.O_RDONLY|unix.O_NONBLOCK)
+		if missing(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(giveFlags(f, flags, flagsForbid), f.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}

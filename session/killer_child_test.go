@@ -329,6 +329,8 @@ func (c *killerChild) collides() bool {
 	switch {
 	case errors.As(err, &refused) && refused.Code == snapshot.CodeDriftConflict:
 		return true
+	case err != nil && len(c.rec.Head().Redo) == 0: // a commit that waits for holders has sealed what others wrote
+		return true
 	case err != nil:
 		c.Fatal(err)
 	}

@@ -90,7 +90,12 @@ func (s *session) join(ctx context.Context, connect []byte) error {
 	case <-timer.C:
 		return ErrConnectTimeout
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		select {
+		case <-s.joined: // who was told so may have sent something, which is to go out
+			return nil
+		default:
+			return context.Cause(ctx)
+		}
 	}
 }
 
@@ -173,13 +178,13 @@ func (s *session) handleConnect(p *packet) error {
 	}
 	c.mu.Unlock()
 	s.in = true
+	close(s.joined)
 	c.live.Store(s)
 	c.calls.must(func() { c.onConnect(s.handling, Connection{ID: answer.SID, Recovered: recovered}) })
 	for _, e := range s.early {
 		s.deliver(e)
 	}
 	s.early = nil
-	close(s.joined)
 	return nil
 }
 

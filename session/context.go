@@ -162,13 +162,30 @@ func (s *Session) saveContext(c shell.Context) (string, error) {
 	sum := sha256.Sum256(c)
 	hash := hex.EncodeToString(sum[:16])
 	name := s.contextFile(hash)
-	if old, err := os.ReadFile(name); err == nil && bytes.Equal(old, c) {
-		return hash, nil
+	if s.whole[hash] {
+		if _, err := os.Lstat(name); err == nil {
+			return hash, nil
+		}
 	}
-	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
-		return "", err
+	if old, err := os.ReadFile(name); err != nil || !bytes.Equal(old, c) {
+		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+			return "", err
+		}
+		if err := durable.Replace(name, c); err != nil {
+			return hash, err
+		}
 	}
-	return hash, durable.Replace(name, c)
+	s.isWhole(hash)
+	return hash, nil
+}
+
+// isWhole notes that a context's file need not be read to be known right.
+func (s *Session) isWhole(hash string) {
+	const most = 1000
+	if s.whole == nil || len(s.whole) == most {
+		s.whole = map[string]bool{}
+	}
+	s.whole[hash] = true
 }
 
 // loadContext reads a context; one that is lost, or was cut off by a power
@@ -186,6 +203,9 @@ func (s *Session) loadContext(hash string) (shell.Context, error) {
 	if err == nil && hex.EncodeToString(sum[:16]) != hash {
 		s.o.Warn(fmt.Sprintf("the shell's context %s is damaged; the shell starts anew", hash))
 		return nil, nil
+	}
+	if err == nil {
+		s.isWhole(hash)
 	}
 	return c, err
 }

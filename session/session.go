@@ -100,6 +100,7 @@ type Session struct {
 	sh        *shell.Shell
 	starting  *starting        // see startShell
 	standing  func()           // see lookBehind
+	whole     map[string]bool  // contexts that were read or written: their files are right
 	next      snapshot.LayerID // prepared while a command ran, not used yet
 	upkeep    upkeep
 	watched   *watched // who changes the tree, while a command runs in a pinned one

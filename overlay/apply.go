@@ -283,8 +283,8 @@ func (t target) bare(regular bool) (special bool, err error) {
 		if len(n) < len(private) || n[:len(private)] != private {
 			continue
 		}
-		if err := unix.Lremovexattr(t.path(), n); err != nil && !errors.Is(err, unix.ENODATA) {
-			return false, t.failed("removexattr "+n, err)
+		if err := t.removeXattr(n); err != nil {
+			return false, err
 		}
 	}
 	return false, nil

@@ -173,7 +173,7 @@ func (c *capture) leaf(a, b *entry, p *spot, name string) (lent bool, err error)
 			return false, err
 		}
 		if kind == "" && !linked {
-			if same, err := c.sameFlags(a, b); same || err != nil {
+			if same, err := sameShownFlags(a, b, c.v.Open, a.layer == 0); same || err != nil {
 				return false, err
 			}
 		}
@@ -336,7 +336,7 @@ func (c *capture) attributes(x, y *entry, p *spot) error {
 			return err
 		}
 		if same && x.st.Mtim == y.st.Mtim {
-			if same, err := c.sameFlags(x, y); same || err != nil {
+			if same, err := sameShownFlags(x, y, c.v.Open, x.layer == 0); same || err != nil {
 				return err
 			}
 		}

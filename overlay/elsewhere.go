@@ -36,14 +36,12 @@ func (d *Driver) Elsewhere(ctx context.Context) ([]snapshot.Holder, error) {
 	if err != nil || open == "" {
 		return nil, err
 	}
-	return d.elsewhere(ctx)
+	h, _, err := d.elsewhere(ctx)
+	return h, err
 }
 
 func (d *Driver) refuseElsewhere(ctx context.Context) error {
-	if d.onlyHere() {
-		return nil
-	}
-	h, copies, err := d.holdsElsewhere(ctx)
+	h, copies, err := d.elsewhere(ctx)
 	for _, id := range copies { // who has a file by one of them is known by it when the swap has taken it away
 		d.noteView(id)
 	}
@@ -55,15 +53,12 @@ func (d *Driver) refuseElsewhere(ctx context.Context) error {
 	return e
 }
 
-func (d *Driver) elsewhere(ctx context.Context) ([]snapshot.Holder, error) {
+// elsewhere finds who holds the tree by another mount, and copies of its mount by which
+// they may, by their unique ids.
+func (d *Driver) elsewhere(ctx context.Context) (h []snapshot.Holder, copies []uint64, err error) {
 	if d.onlyHere() {
-		return nil, nil
+		return nil, nil, nil
 	}
-	h, _, err := d.holdsElsewhere(ctx)
-	return h, err
-}
-
-func (d *Driver) holdsElsewhere(ctx context.Context) (h []snapshot.Holder, copies []uint64, err error) {
 	for look := 1; ; look++ {
 		fixed, holds, copies, err := d.otherMounts()
 		if err != nil {

@@ -16,8 +16,8 @@ import (
 // (ovl_check_protattr, 5.15), so a layer that is sealed has lost them; what was copied
 // out of a layer that goes on taking writes says which one that was.
 const (
-	upperFlags  = private + "protattr"
-	copiedFlags = private + "deployx.flags"
+	upperFlags  = "protattr"
+	copiedFlags = "deployx.flags"
 )
 
 var forbidLetters = map[rune]int{'i': flagImmutable, 'a': flagAppend}
@@ -43,7 +43,7 @@ func shownFlags(e *entry, open snapshot.LayerID, live bool) (int, error) {
 	if live {
 		name = upperFlags
 	}
-	v, err := xattr(e.dressed(), name)
+	v, err := xattr(e.dressed(), private+name)
 	if v == nil || err != nil {
 		return flags, err
 	}
@@ -89,14 +89,14 @@ func giveFlags(f *os.File, flags, mask int) error {
 	return nil
 }
 
-// sameFlags tells whether the flags that are shown of a are those that the layers have
-// of b.
-func (c *capture) sameFlags(a, b *entry) (bool, error) {
-	x, err := shownFlags(a, c.v.Open, a.layer == 0)
+// sameShownFlags tells whether the flags that are shown of a are those that the layers
+// have of b. live says that a is in open itself.
+func sameShownFlags(a, b *entry, open snapshot.LayerID, live bool) (bool, error) {
+	x, err := shownFlags(a, open, live)
 	if err != nil {
 		return false, err
 	}
-	y, err := shownFlags(b, c.v.Open, false)
+	y, err := shownFlags(b, open, false)
 	return x == y, err
 }
 
@@ -112,16 +112,16 @@ func (c *capture) keepFlags(e *entry, to *os.File) error {
 			letters += string(l)
 		}
 	}
-	return setPrivateOf(to, strings.TrimPrefix(copiedFlags, private), string(c.v.Open)+" "+letters)
+	return setPrivateOf(to, copiedFlags, string(c.v.Open)+" "+letters)
 }
 
 // copyForbid carries what keepFlags has noted to a copy of a copy.
 func copyForbid(from, to *os.File) error {
-	v, err := xattr(from, copiedFlags)
+	v, err := xattr(from, private+copiedFlags)
 	if v == nil || err != nil {
 		return err
 	}
-	return setPrivateOf(to, strings.TrimPrefix(copiedFlags, private), string(v))
+	return setPrivateOf(to, copiedFlags, string(v))
 }
 
 // locks are flags that forbid changes, by path: a restore gives them last.

@@ -82,9 +82,17 @@ func (t target) dropXattrs(want map[string][]byte) error {
 		if _, ok := want[n]; ok {
 			continue
 		}
-		if err := unix.Lremovexattr(t.path(), n); err != nil && !errors.Is(err, unix.ENODATA) {
-			return t.failed("removexattr "+n, err)
+		if err := t.removeXattr(n); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// removeXattr takes an attribute away, if it is there.
+func (t target) removeXattr(name string) error {
+	if err := unix.Lremovexattr(t.path(), name); err != nil && !errors.Is(err, unix.ENODATA) {
+		return t.failed("removexattr "+name, err)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -40,11 +41,9 @@ func (d *Driver) loosen(ctx context.Context) error {
 		defer f.Close() //nolint:errcheck // O_PATH
 		meta, err := xattr(f, private+"metacopy")
 		if meta != nil {
-			err = unix.Removexattr(fdName(f), private+"origin")
+			err = dropOrigin(f)
 		}
-		if err != nil && !errors.Is(err, unix.ENODATA) {
-			errs = append(errs, &fs.PathError{Op: "removexattr", Path: path, Err: err})
-		}
+		errs = append(errs, err)
 	})
 	return errors.Join(append(errs, err)...)
 }
@@ -88,8 +87,8 @@ func (d *Driver) unindex(open snapshot.LayerID) error {
 		if meta, _ := t.refers(); !meta || t.has("origin") {
 			continue
 		}
-		if err := unix.Lremovexattr(t.path(), private+"nlink"); err != nil && !errors.Is(err, unix.ENODATA) {
-			return t.failed("removexattr", err)
+		if err := t.removeXattr(private + "nlink"); err != nil {
+			return err
 		}
 		if err := t.remove(); err != nil {
 			return err
@@ -146,8 +145,13 @@ func loosenName(dir *entry, name string, below *merged) error {
 			return err
 		}
 	}
-	if err := unix.Removexattr(fdName(e.f), private+"origin"); err != nil && !errors.Is(err, unix.ENODATA) {
-		return &fs.PathError{Op: "removexattr", Path: e.origin, Err: err}
+	return dropOrigin(e.f)
+}
+
+func dropOrigin(f *os.File) error {
+	err := unix.Removexattr(fdName(f), private+"origin")
+	if err != nil && !errors.Is(err, unix.ENODATA) {
+		return &fs.PathError{Op: "removexattr", Path: f.Name(), Err: err}
 	}
 	return nil
 }

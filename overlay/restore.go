@@ -176,7 +176,7 @@ func (r *restore) dressDir(at *os.File, was, goal *entry, before *unix.Statx_t, 
 		if same, err = sameAttributes(was, goal, true); err != nil {
 			return err
 		}
-		if flags, err = r.sameFlags(was, goal); err != nil {
+		if flags, err = sameShownFlags(was, goal, r.open, false); err != nil {
 			return err
 		}
 	}
@@ -194,16 +194,6 @@ func (r *restore) dressDir(at *os.File, was, goal *entry, before *unix.Statx_t, 
 		return nil
 	}
 	return r.flag(at, goal, path)
-}
-
-// sameFlags tells whether two states have the same flags of a file or directory.
-func (r *restore) sameFlags(f, g *entry) (bool, error) {
-	x, err := shownFlags(f, r.open, false)
-	if err != nil {
-		return false, err
-	}
-	y, err := shownFlags(g, r.open, false)
-	return x == y, err
 }
 
 func putTimesBack(at *os.File, st *unix.Statx_t) error {
@@ -254,7 +244,7 @@ func (r *restore) sameEntry(f, g *entry) (bool, error) {
 	if kind != "" || err != nil {
 		return false, err
 	}
-	return r.sameFlags(f, g)
+	return sameShownFlags(f, g, r.open, false)
 }
 
 // both goes into a directory that was there and is to be there.

@@ -1,5 +1,5 @@
 // Command unkilled names the crash points that no test was killed at, and fails if
-// there are any: the end of make test.
+// there are any: the end of make points.
 package main
 
 import (

@@ -9,6 +9,7 @@ import (
 	"deployx/fallback"
 	"deployx/internal/crash"
 	"deployx/internal/testns"
+	"deployx/internal/treecmp"
 	"deployx/snapshot"
 )
 
@@ -29,28 +30,35 @@ const (
 	leanChange = `for i in $(seq 30); do head -c ${i}K /dev/urandom >d/$i; done; head -c 30M /dev/urandom >large; rm l d/40; echo new >new`
 )
 
+// leanDisk shows a tree, changes most of it, and fills the disk but for room.
+func leanDisk(t *testing.T, dir string, o fallback.Options, room string) (d *fallback.Driver, v snapshot.View, base, changed treecmp.Picture) {
+	t.Helper()
+	script(t, dir, leanBase)
+	d, err := fallback.Open(t.Context(), o)
+	must(t, err)
+	v = show(t, d)
+	base = picture(t, o.Tree)
+	script(t, o.Tree, leanChange)
+	v = push(t, d, v)
+	changed = picture(t, o.Tree)
+	script(t, dir, `head -c 400M /dev/zero >ballast 2>/dev/null || :; sync -f .; truncate -s -`+room+` ballast; sync -f .`)
+	return d, v, base, changed
+}
+
 // TestLeanRoomGoes: between the two parts of a restore others take the room that the
 // first part has made. The error says that it goes on; a driver that is opened on the
 // full disk says so again; and once there is room the next one ends it.
 func TestLeanRoomGoes(t *testing.T) {
 	onEach(t, func(t *testing.T, dir string, _ bool) {
 		o := fallback.Options{Tree: filepath.Join(dir, "tree"), State: filepath.Join(dir, "state")}.Lean()
-		script(t, dir, leanBase)
-		d, err := fallback.Open(t.Context(), o)
-		must(t, err)
-		v := show(t, d)
-		base := picture(t, o.Tree)
-		script(t, o.Tree, leanChange)
-		v = push(t, d, v)
-		changed := picture(t, o.Tree)
-		script(t, dir, `head -c 400M /dev/zero >ballast 2>/dev/null || :; sync -f .; truncate -s -2M ballast; sync -f .`)
+		d, v, base, changed := leanDisk(t, dir, o, "2M")
 		to := snapshot.View{Open: snapshot.NewLayerID()}
 		off := crash.SetHook(func(at string) {
 			if at == "fallback.lean.emptied" {
 				script(t, dir, `cat /dev/zero >more 2>/dev/null || :; sync -f . || :`)
 			}
 		})
-		_, err = d.Show(t.Context(), to)
+		_, err := d.Show(t.Context(), to)
 		off()
 		stopped(t, err)
 		must(t, d.Close())
@@ -89,22 +97,14 @@ func stopped(t *testing.T, err error) {
 func TestLeanReal(t *testing.T) {
 	onEach(t, func(t *testing.T, dir string, copies bool) {
 		o := fallback.Options{Tree: filepath.Join(dir, "tree"), State: filepath.Join(dir, "state")}
-		script(t, dir, leanBase)
-		d, err := fallback.Open(t.Context(), o)
-		must(t, err)
-		v := show(t, d)
-		base := picture(t, o.Tree)
-		script(t, o.Tree, leanChange)
-		v = push(t, d, v)
-		changed := picture(t, o.Tree)
-		script(t, dir, `head -c 400M /dev/zero >ballast 2>/dev/null || :; sync -f .; truncate -s -4M ballast; sync -f .`)
+		d, v, base, changed := leanDisk(t, dir, o, "4M")
 		parts := 0
 		defer crash.SetHook(func(at string) {
 			if at == "fallback.lean.done" {
 				parts++
 			}
 		})()
-		_, err = d.Show(t.Context(), snapshot.View{Open: snapshot.NewLayerID()})
+		_, err := d.Show(t.Context(), snapshot.View{Open: snapshot.NewLayerID()})
 		must(t, err)
 		diff(t, base, picture(t, o.Tree))
 		show(t, d, v.Layers...)

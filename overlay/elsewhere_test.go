@@ -149,21 +149,7 @@ func TestElsewhereHeldOpen(t *testing.T) {
 // systemd.
 func newSharedRig(t *testing.T) *swapRig {
 	t.Helper()
-	dir := t.TempDir()
-	for _, m := range []struct {
-		source string
-		flags  uintptr
-	}{{dir, unix.MS_BIND}, {"", unix.MS_SHARED}} {
-		if err := unix.Mount(m.source, dir, "", m.flags, ""); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-	r := newSwapRigIn(t, dir, Options{})
+	r := newSwapRigIn(t, testns.SharedDir(t), Options{})
 	if err := os.Mkdir(filepath.Join(filepath.Dir(r.tree), "bind"), 0o755); err != nil {
 		t.Fatal(err)
 	}

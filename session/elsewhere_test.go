@@ -8,8 +8,6 @@ import (
 	"slices"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"deployx/fallback"
 	"deployx/internal/testns"
 	"deployx/overlay"
@@ -18,22 +16,8 @@ import (
 // newSharedRig is a rig on a mount that passes on what is mounted there, as systemd
 // makes them.
 func newSharedRig(t *testing.T, driver string) *rig {
-	testns.Need(t)
-	dir := t.TempDir()
-	for _, m := range []struct {
-		source string
-		flags  uintptr
-	}{{dir, unix.MS_BIND}, {"", unix.MS_SHARED}} {
-		if err := unix.Mount(m.source, dir, "", m.flags, ""); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-	return newRigWith(t, dir, driver)
+	t.Helper()
+	return newRigWith(t, testns.SharedDir(t), driver)
 }
 
 // apart starts the tree's bash in a mount namespace of its own, after a script.

@@ -45,3 +45,45 @@ func TestCommitPinnedDrift(t *testing.T) {
 		r.committedUnder(text, 1)
 	}
 }
+
+// TestCommitPinnedHidden: a layer that a held tree stands on, and that is committed, goes
+// on hiding what base gets later at the names that it removed. So such a name can go from
+// the tree and leave nothing in the layer that is held; it has gone all the same.
+func TestCommitPinnedHidden(t *testing.T) {
+	for _, first := range []string{"command", "redo"} { // after the layer was committed
+		t.Run(first, func(t *testing.T) {
+			r := newRig(t)
+			r.run("cd $DEPLOYX_TREE; mkdir d e; echo 0 > d/f; echo 0 > e/f; echo 0 > g")
+			r.commit("")
+			r.run("cd $DEPLOYX_TREE; rm -r d g")
+			x, _ := r.run("cd $DEPLOYX_TREE; echo 0 > x")
+			r.rollback(x.Snapshot.ID)
+			h := hold(t, r.tree)
+			defer h.end()
+			r.committedUnder("removed", 1)
+			if first == "redo" {
+				if err := redo(r); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.run("cd $DEPLOYX_TREE; mkdir d; echo 1 > d/f; echo 1 > g")
+			r.commit("")
+			want := picture(t, r.tree)
+			c, _ := r.run("cd $DEPLOYX_TREE; rm -r e; mv d e; rm g")
+			gone := picture(t, r.tree)
+			r.rollbackInPlace(c.Snapshot.ID)
+			r.same("rolled back", want)
+			if err := redo(r); err != nil {
+				t.Fatal(err)
+			}
+			r.same("redone", gone)
+			r.committedUnder("gone", 1)
+			h.end()
+			r.reopen()
+			if err := r.FinishCommit(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			sameTree(t, "plain", gone, r.tree)
+		})
+	}
+}

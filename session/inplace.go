@@ -15,7 +15,7 @@ import (
 // written through the shown mount. Killed in between, the next deployx finishes
 // it; an error takes both back.
 func (s *Session) goInPlace(ctx context.Context, from, to snapshot.Head, u *Undo, start time.Time, entries ...snapshot.Snapshot) error {
-	v, err := s.rec.View(from)
+	v, err := s.pinnedView(from)
 	if err != nil {
 		return err
 	}

@@ -61,7 +61,7 @@ func (s *Session) copyOut(ctx context.Context, v snapshot.View, layers []snapsho
 // stays possible if the caller wants it so.
 func (s *Session) capture(ctx context.Context, redo bool) (drift *snapshot.Snapshot, err error) {
 	h := s.rec.Head()
-	v, below, err := s.views(h)
+	v, below, err := s.pinnedViews(h)
 	if err != nil {
 		return nil, err
 	}
@@ -104,6 +104,25 @@ func (s *Session) views(h snapshot.Head) (v, below snapshot.View, err error) {
 	return v, below, err
 }
 
+// pinnedView is what a pinned tree shows. Where the head does not say on what the open
+// layer stands, the driver does: layers that are part of base by now go on hiding what
+// base gets later at the names that they removed.
+func (s *Session) pinnedView(h snapshot.Head) (v snapshot.View, err error) {
+	v, err = s.rec.View(h)
+	if d, ok := s.drv.(snapshot.Stander); ok && err == nil && h.Stands == nil {
+		v.Layers, err = d.StandsOn(h.Open)
+	}
+	return v, err
+}
+
+// pinnedViews are that, and what the entries make up.
+func (s *Session) pinnedViews(h snapshot.Head) (v, below snapshot.View, err error) {
+	if v, err = s.pinnedView(h); err == nil {
+		below, err = s.rec.Below(h)
+	}
+	return v, below, err
+}
+
 // sealPinned takes the point before a command in a pinned tree.
 func (s *Session) sealPinned(ctx context.Context, p *snapshot.Snapshot, holders []snapshot.Holder) error {
 	p.PinnedBy, p.Mode = holders, snapshot.ModeSealed
@@ -117,7 +136,7 @@ func (s *Session) sealPinned(ctx context.Context, p *snapshot.Snapshot, holders 
 // sealCommand gives a command that ran in a pinned tree its layer. What others
 // changed while it ran becomes drift above it.
 func (s *Session) sealCommand(ctx context.Context, h *snapshot.Head, p *snapshot.Snapshot, holders []snapshot.Holder) (others []snapshot.Snapshot, err error) {
-	v, below, err := s.views(*h)
+	v, below, err := s.pinnedViews(*h)
 	if err != nil {
 		return nil, err
 	}
